@@ -1,0 +1,60 @@
+"""How the package is built and what it needs. Tool settings stand in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read(*path: str) -> str:
+    file = HERE.joinpath(*path)
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def version() -> str:
+    """Reads the version without importing the package: Tornado may not be there yet."""
+    found = re.search(r'^__version__ = "([^"]+)"', read("tornado_memcache", "__init__.py"), re.M)
+    if found is None:
+        raise RuntimeError("tornado_memcache/__init__.py has no __version__")
+    return found.group(1)
+
+
+setup(
+    name="tornado_memcache",
+    version=version(),
+    description="The memcached client for Tornado: callbacks or await, on time, nothing left over",
+    long_description=read("README.rst"),
+    long_description_content_type="text/x-rst",
+    license="Apache-2.0",
+    packages=["tornado_memcache"],
+    package_data={"tornado_memcache": ["py.typed"]},
+    zip_safe=False,
+    python_requires=">=3.10",
+    install_requires=["tornado>=6.4"],
+    extras_require={
+        "test": [
+            # pytest-tornado 0.8 imports pkg_resources, and marks its hooks
+            # in a way that pytest 10 refuses.
+            "pytest>=8,<10",
+            "pytest-tornado>=0.8.1,<0.9",
+            "setuptools<82",
+            "hypothesis>=6.100,<7",
+            # What these two accept changes from one release to the next.
+            "mypy>=2.4,<2.5",
+            "ruff>=0.17,<0.18",
+        ],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: AsyncIO",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Topic :: Internet :: WWW/HTTP",
+        "Typing :: Typed",
+    ],
+)

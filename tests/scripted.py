@@ -1,0 +1,109 @@
+"""A server that does what a test tells it, step by step, on each connection.
+
+A script is a list of steps: ``Expect(bytes)`` reads that much and compares,
+``Send(bytes)`` writes, ``Sleep(seconds)``, ``Close()``, ``Reset()``. The
+n-th connection follows the n-th script, the last script serves the rest.
+At its end a script keeps its connection open and silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Expect(NamedTuple):
+    data: bytes
+
+
+class Send(NamedTuple):
+    data: bytes
+
+
+class Sleep(NamedTuple):
+    seconds: float
+
+
+class Close(NamedTuple):
+    pass
+
+
+class Reset(NamedTuple):
+    pass
+
+
+class Scripted:
+    """The server; an async context manager. ``connections`` counts what was accepted."""
+
+    def __init__(self, *scripts: Sequence[Any]) -> None:
+        self._scripts = scripts
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.connections = 0
+        self.received: list[bytes] = []
+        self.faults: list[str] = []
+        self.address = ""
+
+    async def __aenter__(self) -> Scripted:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+        self._listener.setblocking(False)
+        self.address = "127.0.0.1:%d" % self._listener.getsockname()[1]
+        self._accepting = asyncio.ensure_future(self._accept())
+        return self
+
+    async def __aexit__(self, kind: Any, *_: Any) -> None:
+        self._listener.close()
+        tasks = [self._accepting, *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if kind is None:
+            assert not self.faults, self.faults
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            number = self.connections
+            self.connections += 1
+            self.received.append(b"")
+            script = self._scripts[min(number, len(self._scripts) - 1)]
+            task = asyncio.ensure_future(self._follow(sock, number, script))
+            self._tasks.add(task)
+
+    async def _follow(self, sock: socket.socket, number: int, script: Sequence[Any]) -> None:
+        loop = asyncio.get_running_loop()
+        sock.setblocking(False)
+        try:
+            for step in script:
+                if isinstance(step, Expect):
+                    await self._expect(sock, number, step.data)
+                elif isinstance(step, Send):
+                    await loop.sock_sendall(sock, step.data)
+                elif isinstance(step, Sleep):
+                    await asyncio.sleep(step.seconds)
+                else:
+                    if isinstance(step, Reset):
+                        linger = struct.pack("ii", 1, 0)
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    return
+            while data := await loop.sock_recv(sock, 65536):
+                self.received[number] += data
+        except OSError:
+            pass
+        finally:
+            sock.close()
+
+    async def _expect(self, sock: socket.socket, number: int, data: bytes) -> None:
+        got = b""
+        while len(got) < len(data):
+            piece = await asyncio.get_running_loop().sock_recv(sock, len(data) - len(got))
+            if not piece:
+                self.faults.append(f"connection {number}: expected {data!r}, ended at {got!r}")
+                return
+            got += piece
+        self.received[number] += got
+        if got != data:
+            self.faults.append(f"connection {number}: expected {data!r}, got {got!r}")

@@ -1,0 +1,102 @@
+"""What a caller may pass, as pure functions; faults.md's list is in test_bad_input."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from tornado_memcache import InvalidKey, InvalidRequest
+from tornado_memcache.arguments import check_integer, check_seconds, key_bytes, wire_exptime
+
+NOW = 1_800_000_000
+MONTH = 60 * 60 * 24 * 30
+
+
+class Word(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    "key, prefix, wire",
+    [
+        ("k", b"", b"k"),
+        (b"k", b"p:", b"p:k"),
+        ("schlüssel", b"", "schlüssel".encode()),
+        (bytearray(b"k"), b"", b"k"),
+        (memoryview(b"k"), b"p", b"pk"),
+        (Word("w"), b"", b"w"),
+        (b"\xff\x80", b"", b"\xff\x80"),
+        ("x" * 250, b"", b"x" * 250),
+    ],
+)
+def test_keys_become_bytes(key, prefix, wire):
+    assert key_bytes(key, prefix) == wire
+    assert type(key_bytes(key, prefix)) is bytes
+
+
+@pytest.mark.parametrize("key", ["", "x" * 251, "a b", "a\n", "a\r", "\0", "\t", "\x01", "\x7f"])
+def test_what_is_no_key(key):
+    with pytest.raises(InvalidKey, match="key"):
+        key_bytes(key)
+    with pytest.raises(ValueError):
+        key_bytes(key.encode())
+
+
+def test_the_prefix_counts_and_an_empty_key_stays_empty():
+    with pytest.raises(InvalidKey, match="250"):
+        key_bytes("x" * 250, b"p")
+    with pytest.raises(InvalidKey, match="empty"):
+        key_bytes("", b"p")
+
+
+@pytest.mark.parametrize(
+    "exptime, wire",
+    [
+        (0, 0),
+        (60, 60),
+        (-1, -1),
+        (-77, -1),
+        (MONTH, MONTH),
+        (MONTH + 1, NOW + MONTH + 1),
+        (timedelta(milliseconds=1), 1),
+        (timedelta(seconds=90), 90),
+        (timedelta(seconds=-5), -1),
+        (timedelta(days=60), NOW + 60 * 86400),
+        (datetime.fromtimestamp(NOW + 5), NOW + 5),
+        (datetime.fromtimestamp(NOW + 5, timezone.utc), NOW + 5),
+        (datetime(1970, 1, 2, tzinfo=timezone.utc), -1),
+    ],
+)
+def test_lengths_and_moments(exptime, wire):
+    assert wire_exptime(exptime, lambda: NOW) == wire
+
+
+@pytest.mark.parametrize(
+    "exptime", [NOW + 60, 1 << 31, 1 << 64, timedelta(0), datetime(2100, 1, 1)]
+)
+def test_moments_that_memcached_cannot_hold(exptime):
+    with pytest.raises(InvalidRequest, match="exptime"):
+        wire_exptime(exptime, lambda: NOW)
+
+
+@pytest.mark.parametrize("exptime", [1.5, float("nan"), float("inf"), "60", None, True])
+def test_what_is_no_exptime(exptime):
+    with pytest.raises(TypeError, match="exptime"):
+        wire_exptime(exptime, lambda: NOW)
+
+
+def test_integers_and_seconds():
+    assert check_integer("n", 5, 0, 5) == 5
+    for value in (True, 1.0, "1", None):
+        with pytest.raises(TypeError, match="n must be an int"):
+            check_integer("n", value, 0, 5)
+    with pytest.raises(InvalidRequest, match="n must be from 0 to 5"):
+        check_integer("n", 6, 0, 5)
+    assert check_seconds("t", 2) == 2.0
+    for value in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(InvalidRequest, match="t must"):
+            check_seconds("t", value)
+    for value in (True, "1", None):
+        with pytest.raises(TypeError, match="t must"):
+            check_seconds("t", value)

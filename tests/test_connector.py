@@ -1,0 +1,189 @@
+"""How a stream is opened: look-ups, several addresses, and nothing left of either."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+
+import pytest
+from tornado.netutil import Resolver
+
+from tornado_memcache import Client, ConnectionFailed, Timeout
+
+LOG = "tornado_memcache"
+
+
+class Names(Resolver):
+    """Answers what it is told, after as long as it is told."""
+
+    def initialize(self, answers, delay=0.0):
+        self.answers = answers
+        self.delay = delay
+        self.asked = 0
+
+    async def resolve(self, host, port, family=socket.AF_UNSPEC):
+        self.asked += 1
+        await asyncio.sleep(self.delay)
+        if isinstance(self.answers, Exception):
+            raise self.answers
+        return [
+            (socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))
+            for host, port in self.answers
+        ]
+
+
+def at(server) -> tuple[str, int]:
+    host, port = server.address.split(":")
+    return host, int(port)
+
+
+@pytest.fixture
+def full_backlog():
+    """A listening socket that accepts nothing and has no room left: a connect hangs."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = []
+        for _ in range(8):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+            waiting.append(sock)
+        time.sleep(0.05)
+        yield listener.getsockname()
+        for sock in waiting:
+            sock.close()
+
+
+@pytest.mark.gen_test
+async def test_a_name_is_looked_up_and_again_at_the_next_connect(memcached, start_memcached):
+    names = Names([at(memcached)])
+    async with Client(["cache.example:11211"], resolver=names) as client:
+        await client.set("k", "first")
+        other = start_memcached()
+        names.answers = [at(other)]
+        memcached.kill()
+        memcached.restart()
+        assert await client.get("k") is None
+        assert names.asked == 2
+        await client.set("k", "second")
+        assert b"second" in other.ask(b"get k\r\n", b"END\r\n")
+
+
+@pytest.mark.gen_test
+async def test_a_name_without_an_address_fails_in_phase_resolving(expect_log):
+    expect_log(LOG, "taken for dead")
+    names = Names(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+    async with Client(["cache.example"], resolver=names) as client:
+        with pytest.raises(ConnectionFailed, match="not known") as caught:
+            await client.get("k")
+        assert caught.value.phase == "resolving"
+    async with Client(["cache.example"], resolver=Names([])) as client:
+        with pytest.raises(ConnectionFailed, match="no address"):
+            await client.get("k")
+
+
+@pytest.mark.gen_test
+async def test_a_slow_look_up_does_not_block_and_ends_by_the_deadline(expect_log):
+    expect_log(LOG, "fails")
+    async with Client(
+        ["cache.example"], resolver=Names([], delay=5), request_timeout=0.1
+    ) as client:
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.005)
+
+        ticking = asyncio.ensure_future(tick())
+        with pytest.raises(Timeout) as caught:
+            await client.get("k")
+        ticking.cancel()
+        assert caught.value.phase == "resolving"
+        assert ticks > 5
+
+
+@pytest.mark.gen_test
+async def test_the_second_address_is_tried_at_once_when_the_first_refuses(memcached):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        names = Names([closed.getsockname(), at(memcached)])
+        async with Client(["cache.example"], resolver=names) as client:
+            begun = time.monotonic()
+            assert await client.get("k") is None
+            assert time.monotonic() - begun < 0.15
+
+
+@pytest.mark.gen_test
+async def test_the_second_address_is_tried_after_a_while_when_the_first_hangs(
+    memcached, full_backlog
+):
+    names = Names([full_backlog, at(memcached)])
+    async with Client(["cache.example"], resolver=names, connect_timeout=0.3) as client:
+        begun = time.monotonic()
+        assert await client.get("k") is None
+        assert 0.09 < time.monotonic() - begun < 0.3
+        assert len(client._pools[0]._connections) == 1
+
+
+@pytest.mark.gen_test
+async def test_a_connect_that_hangs_ends_by_its_timeout(full_backlog, expect_log):
+    expect_log(LOG, "fails|dead", times=None)
+    host, port = full_backlog
+    async with Client([f"{host}:{port}"], connect_timeout=0.1) as client:
+        begun = time.monotonic()
+        with pytest.raises(Timeout) as caught:
+            await client.get("k")
+        assert caught.value.phase == "connecting"
+        assert 0.09 < time.monotonic() - begun < 0.35
+        await asyncio.sleep(0)
+        assert not client._deadlines.armed
+
+
+@pytest.mark.gen_test
+async def test_localhost_works_though_one_family_refuses(memcached):
+    async with Client([f"localhost:{at(memcached)[1]}"]) as client:
+        assert await client.set("k", "v")
+
+
+@pytest.mark.gen_test
+async def test_unix_sockets(start_memcached, expect_log):
+    expect_log(LOG, "taken for dead")
+    server = start_memcached(unix=True)
+    async with Client([server.address]) as client:
+        assert await client.set("k", "v")
+        assert await client.get("k") == "v"
+    async with Client(["unix:/nowhere/at/all.sock"]) as client:
+        with pytest.raises(ConnectionFailed, match="No such file") as caught:
+            await client.get("k")
+        assert caught.value.errno == 2
+
+
+@pytest.mark.gen_test
+async def test_out_of_file_descriptors_fails_at_once_and_recovers(memcached, expect_log):
+    import resource
+
+    expect_log(LOG, "taken for dead")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with Client([memcached.address]) as client:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(ConnectionFailed, match="Too many open files"):
+                await client.get("k")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await asyncio.sleep(0.26)
+        assert await client.get("k") is None
+
+
+@pytest.mark.gen_test
+async def test_the_default_resolver_runs_off_the_loop(memcached):
+    """``localhost`` is looked up in a thread; none of ours stays behind."""
+    before = threading.active_count()
+    async with Client([f"localhost:{at(memcached)[1]}"]) as client:
+        await client.get("k")
+    assert threading.active_count() <= before + 1

@@ -1,0 +1,46 @@
+"""Slots in the order of their deadlines, and the keys that are bound."""
+
+from __future__ import annotations
+
+from tornado_memcache.deadlines import NEVER
+from tornado_memcache.lanes import BoundKeys, SlotLane
+from tornado_memcache.protocol import Request
+from tornado_memcache.slots import slot_for
+
+
+def slot(deadline, verb=b"get", key=b"k"):
+    return slot_for(Request(verb, (key,)), None, lambda reply: reply, deadline)
+
+
+def test_slots_come_out_in_the_order_of_their_deadlines():
+    lane = SlotLane()
+    assert lane.next_deadline == NEVER
+    assert lane.last_deadline == 0.0
+    assert [lane.add(slot(moment)) for moment in (2.0, 3.0, 1.0, 2.5)] == [True, False, True, False]
+    assert (lane.next_deadline, lane.last_deadline) == (1.0, 3.0)
+    assert [lane.pop().deadline for _ in range(len(lane))] == [1.0, 2.0, 2.5, 3.0]
+
+
+def test_removing_what_has_left_before_changes_nothing():
+    lane, first, second = SlotLane(), slot(1.0), slot(2.0)
+    lane.add(first)
+    lane.add(second)
+    lane.remove(second)
+    lane.remove(second)
+    assert list(lane) == [first]
+    assert lane.clear() == [first]
+    assert len(lane) == 0
+
+
+def test_bound_keys_are_those_of_unanswered_writes():
+    write, read = slot(1.0, b"set", b"w"), slot(1.0, b"get", b"r")
+    confirming = slot(1.0, b"get", b"r")
+    confirming.confirms = (b"quiet",)
+    bound = BoundKeys([write, read, confirming], [b"silent"])
+    assert set(bound) == {b"w", b"quiet", b"silent"}
+    bound.count(slot(1.0, b"set", b"w"), 1)
+    bound.count(write, -1)
+    assert b"w" in bound
+    bound.count(write, -1)
+    bound.count(confirming, -1)
+    assert set(bound) == {b"silent"}

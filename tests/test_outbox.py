@@ -1,0 +1,109 @@
+"""What waits to be written: the batch, the withdrawn, the silent."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+
+from tornado_memcache.outbox import Outbox
+from tornado_memcache.protocol import Request
+from tornado_memcache.slots import slot_for
+from tornado_memcache.text import LINE_BYTES
+
+
+class Waiter:
+    def __init__(self, ended=False):
+        self.ended = ended
+
+    def done(self):
+        return self.ended
+
+
+def slot(verb, key=b"k", ended=False, **more):
+    keys = (key,) if key else ()
+    return slot_for(Request(verb, keys, **more), Waiter(ended), lambda reply: reply, 1.0)
+
+
+def batch(outbox, *keys):
+    opened = outbox.open_batch(lambda *_: None, 0, 1.0)
+    for key in keys:
+        opened.waiting[key] = Waiter()
+    return opened
+
+
+def test_the_batch_leaves_behind_what_was_sent_while_it_was_open():
+    outbox, owed = Outbox(), deque()
+    opened = batch(outbox, b"a", b"b")
+    outbox.unsent.append(slot(b"set", b"c", value=b"v"))
+    outbox.close_batch()
+    pieces, size, withdrawn = outbox.take(owed)
+    assert b"".join(pieces) == b"set c 0 0 1\r\nv\r\nget a b\r\n"
+    assert size == len(b"".join(pieces))
+    assert owed[-1] is opened
+    assert not withdrawn
+    assert not outbox
+
+
+@pytest.mark.parametrize(
+    "verb, key, closes",
+    [
+        (b"set", b"a", True),
+        (b"delete", b"a", True),
+        (b"set", b"other", False),
+        (b"flush_all", None, True),
+        (b"version", None, True),
+    ],
+)
+def test_what_closes_the_open_batch(verb, key, closes):
+    outbox = Outbox()
+    assert not outbox.must_close_batch(slot(verb, key))
+    batch(outbox, b"a", b"b")
+    assert outbox.must_close_batch(slot(verb, key)) is closes
+
+
+def test_a_line_that_is_too_long_is_cut():
+    outbox = Outbox()
+    keys = [b"%03d" % number + b"k" * 247 for number in range(100)]
+    batch(outbox, *keys)
+    parts = outbox.close_batch()
+    assert [key for part in parts for key in part.waiting] == keys
+    pieces, _, _ = outbox.take(deque())
+    assert len(pieces) == len(parts) == 4
+    assert all(len(piece) <= LINE_BYTES for piece in pieces)
+
+
+def test_a_hundred_short_keys_are_one_line():
+    outbox = Outbox()
+    batch(outbox, *[b"key%d" % number for number in range(100)])
+    assert len(outbox.close_batch()) == 1
+
+
+def test_what_nobody_waits_for_is_withdrawn():
+    outbox, owed = Outbox(), deque()
+    gone = slot(b"set", ended=True, value=b"v")
+    outbox.unsent.extend([gone, slot(b"get")])
+    pieces, _, withdrawn = outbox.take(owed)
+    assert (pieces, withdrawn) == ([b"get k\r\n"], [gone])
+    assert not gone.sent
+
+
+def test_a_noreply_is_owed_nothing_and_confirmed_by_the_next():
+    outbox, owed = Outbox(), deque()
+    quiet, loud = slot(b"set", b"q", value=b"v", noreply=True), slot(b"get", b"l")
+    outbox.unsent.append(quiet)
+    outbox.take(owed)
+    assert (outbox.written, outbox.silent, list(owed)) == ([quiet], [b"q"], [])
+    outbox.unsent.append(loud)
+    outbox.take(owed)
+    assert (outbox.silent, loud.confirms) == ([], (b"q",))
+
+
+def test_much_is_taken_in_parts():
+    outbox = Outbox()
+    outbox.unsent.extend(slot(b"set", value=b"v" * 100_000) for _ in range(5))
+    _, size, _ = outbox.take(deque())
+    assert 256 * 1024 <= size < 400_000
+    assert len(outbox.unsent) == 2
+    assert len(outbox.clear()) == 2
+    assert not outbox

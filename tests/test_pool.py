@@ -1,0 +1,444 @@
+"""Which connection takes a call, what is tried again, and when a server is dead."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+
+import pytest
+
+from tornado_memcache import (
+    Client,
+    ClientError,
+    ConnectionFailed,
+    ProtocolError,
+    ServerDead,
+    ServerError,
+    Timeout,
+    TooManyCalls,
+)
+from tornado_memcache import deadlines as deadlines_module
+
+from .scripted import Close, Expect, Reset, Scripted, Send, Sleep
+
+LOG = "tornado_memcache"
+HIT = b"VALUE k 0 1\r\nv\r\nEND\r\n"
+GET = Expect(b"get k\r\n")
+
+
+def counts(client: Client) -> dict[str, int]:
+    return client._pools[0].counts()
+
+
+async def until(condition, seconds=2.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come true"
+        await asyncio.sleep(0.005)
+
+
+# -- retry: once, on a new connection, only what only reads and had no byte
+
+
+@pytest.mark.gen_test
+async def test_a_reused_connection_that_closes_is_not_noticed_by_a_get():
+    async with Scripted([GET, Send(HIT), GET, Close()], [GET, Send(HIT)]) as server:
+        async with Client([server.address]) as client:
+            assert await client.get("k") == b"v"
+            assert await client.get("k") == b"v"
+            assert server.connections == 2
+
+
+@pytest.mark.gen_test
+async def test_a_reset_before_any_byte_is_tried_again_once(expect_log):
+    expect_log(LOG, "fails: get 'k'")
+    async with Scripted([GET, Send(HIT), GET, Reset()], [GET, Reset()]) as server:
+        async with Client([server.address]) as client:
+            await client.get("k")
+            with pytest.raises(ConnectionFailed) as caught:
+                await client.get("k")
+            assert not caught.value.maybe_applied
+            assert caught.value.server == server.address
+            assert server.connections == 3 - 1
+
+
+@pytest.mark.gen_test
+async def test_nothing_is_tried_again_once_a_byte_of_its_reply_came(expect_log):
+    expect_log(LOG, "fails: get 'k'")
+    script = [GET, Send(HIT), GET, Send(HIT[:10]), Close()]
+    async with Scripted(script, [GET, Send(HIT)]) as server:
+        async with Client([server.address]) as client:
+            await client.get("k")
+            with pytest.raises(ConnectionFailed):
+                await client.get("k")
+            assert server.connections == 1
+
+
+@pytest.mark.gen_test
+async def test_a_write_whose_bytes_left_is_not_tried_again(expect_log):
+    expect_log(LOG, "fails: set 'k'")
+    script = [GET, Send(HIT), Expect(b"set k 0 0 1\r\nv\r\n"), Close()]
+    async with Scripted(script, [GET, Send(HIT)]) as server:
+        async with Client([server.address]) as client:
+            await client.get("k")
+            with pytest.raises(ConnectionFailed) as caught:
+                await client.set("k", b"v")
+            assert caught.value.maybe_applied
+            assert "may have taken effect" in str(caught.value)
+
+
+@pytest.mark.gen_test
+async def test_accept_then_close_is_one_retry_then_an_error(expect_log):
+    expect_log(LOG, "fails: get 'k'")
+    async with Scripted([Close()]) as server:
+        async with Client([server.address]) as client:
+            with pytest.raises(ConnectionFailed):
+                await client.get("k")
+            assert server.connections == 2
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(start_memcached):
+    server = start_memcached()
+    async with Client([server.address]) as client:
+        await client.set("k", "v")
+        server.kill()
+        server.restart()
+        assert await client.get("k") is None
+        assert await client.set("k", "w")
+        assert await client.get("k") == "w"
+
+
+# -- what a reply does to its connection
+
+
+@pytest.mark.gen_test
+async def test_a_server_error_keeps_the_connection():
+    async with Scripted(
+        [GET, Send(b"SERVER_ERROR busy\r\n"), GET, Send(HIT)],
+    ) as server:
+        async with Client([server.address]) as client:
+            with pytest.raises(ServerError, match="busy"):
+                await client.get("k")
+            assert await client.get("k") == b"v"
+            assert server.connections == 1
+
+
+@pytest.mark.gen_test
+async def test_a_client_error_on_storage_closes_the_connection():
+    script = [Expect(b"set k 0 0 1\r\nv\r\n"), Send(b"CLIENT_ERROR bad\r\nERROR\r\n")]
+    async with Scripted(script, [GET, Send(HIT)]) as server:
+        async with Client([server.address]) as client:
+            with pytest.raises(ClientError, match="bad"):
+                await client.set("k", b"v")
+            assert await client.get("k") == b"v"
+            assert server.connections == 2
+
+
+@pytest.mark.gen_test
+async def test_garbage_fails_all_that_is_owed_behind_it(expect_log):
+    expect_log(LOG, "fails")
+    script = [GET, Send(HIT), Expect(b"get a\r\nget b\r\n"), Send(b"VALUE x 0 1\r\nv\r\nEND\r\n")]
+    async with Scripted(script) as server:
+        async with Client([server.address]) as client:
+            await client.get("k")
+            first = client.get("a")
+            second = client.get("b")
+            for call in (first, second):
+                with pytest.raises(ProtocolError) as caught:
+                    await call
+                assert caught.value.server == server.address
+
+
+@pytest.mark.gen_test
+async def test_bytes_while_nothing_is_owed_close_an_idle_connection():
+    script = [GET, Send(HIT), Sleep(0.02), Send(b"VALUE k 0 1\r\nw\r\nEND\r\n")]
+    async with Scripted(script, [GET, Send(HIT)]) as server:
+        async with Client([server.address]) as client:
+            await client.get("k")
+            await until(lambda: counts(client)["open"] == 0)
+            assert await client.get("k") == b"v"
+
+
+@pytest.mark.gen_test
+async def test_an_error_after_a_noreply_cannot_be_attributed(expect_log):
+    expect_log(LOG, "fails: get 'k'")
+    script = [
+        GET,
+        Send(HIT),
+        Expect(b"set k 0 0 1 noreply\r\nv\r\nget k\r\n"),
+        Send(b"SERVER_ERROR out of memory\r\n"),
+    ]
+    async with Scripted(script) as server:
+        async with Client([server.address]) as client:
+            await client.get("k")
+            written = client.set("k", b"v", noreply=True)
+            with pytest.raises(ProtocolError, match="attributed"):
+                await client.get("k")
+            assert await written is True
+
+
+@pytest.mark.gen_test
+async def test_too_many_connections_fails_the_call_and_backs_off(expect_log):
+    expect_log(LOG, "dead|fails", times=None)
+    script = [Send(b"ERROR Too many open connections\r\n"), Close()]
+    async with Scripted(script) as server:
+        async with Client([server.address]) as client:
+            with pytest.raises(ConnectionFailed, match="limit of connections"):
+                await client.get("k")
+            with pytest.raises(ServerDead):
+                await client.get("k")
+            assert server.connections == 1
+
+
+# -- late connections
+
+
+@pytest.mark.gen_test
+async def test_a_late_reply_is_never_seen_and_the_connection_is_used_again(expect_log):
+    expect_log(LOG, "fails: get 'k'")
+    script = [GET, Sleep(0.15), Send(HIT), Expect(b"get j\r\n"), Send(b"END\r\n")]
+    async with Scripted(script, [GET, Send(HIT)]) as server:
+        async with Client([server.address], request_timeout=0.1) as client:
+            with pytest.raises(Timeout) as caught:
+                await client.get("k")
+            assert caught.value.phase == "reply"
+            assert counts(client)["late"] == 1
+            await until(lambda: counts(client)["idle"] == 1)
+            assert await client.get("j") is None
+            assert server.connections == 1
+
+
+@pytest.mark.gen_test
+async def test_a_late_connection_is_closed_one_request_timeout_later(expect_log):
+    expect_log(LOG, "fails: get 'k'")
+    async with Scripted([GET]) as server:
+        async with Client([server.address], request_timeout=0.1) as client:
+            begun = time.monotonic()
+            with pytest.raises(Timeout):
+                await client.get("k")
+            assert client._deadlines.armed
+            await until(lambda: counts(client)["open"] == 0)
+            assert 0.19 < time.monotonic() - begun < 0.45
+            await asyncio.sleep(0)
+            assert not client._deadlines.armed
+
+
+@pytest.mark.gen_test
+async def test_a_late_connection_waits_for_the_longest_timeout_on_it():
+    script = [GET, Sleep(0.35), Send(HIT)]
+    async with Scripted(script) as server:
+        async with Client([server.address], request_timeout=0.1) as client:
+            assert await client.get("k", timeout=0.6) == b"v"
+            assert server.connections == 1
+
+
+@pytest.mark.gen_test
+async def test_a_short_timeout_makes_nothing_late(expect_log):
+    expect_log(LOG, "fails: get 'k'")
+    script = [GET, Sleep(0.1), Send(HIT), Expect(b"get k\r\n"), Send(HIT)]
+    async with Scripted(script) as server:
+        async with Client([server.address]) as client:
+            with pytest.raises(Timeout):
+                await client.get("k", timeout=0.02)
+            assert counts(client)["late"] == 0
+            assert await client.get("k") == b"v"
+            assert server.connections == 1
+
+
+@pytest.mark.gen_test
+async def test_a_cancelled_call_on_a_stalled_connection_is_noticed():
+    async with Scripted([GET], [Expect(b"get j\r\n"), Send(b"END\r\n")]) as server:
+        async with Client([server.address], request_timeout=0.1) as client:
+            call = client.get("k")
+            await until(lambda: counts(client)["busy"] == 1)
+            call.cancel()
+            await until(lambda: counts(client)["late"] == 1)
+            assert await client.get("j") is None
+
+
+# -- order
+
+
+@pytest.mark.gen_test
+async def test_a_key_with_an_unanswered_write_stays_on_its_connection(expect_log):
+    expect_log(LOG, "fails: set 'k'")
+    store = Expect(b"set k 0 0 1\r\n1\r\n")
+    script = [GET, Send(b"END\r\n"), store, Sleep(0.2), Send(b"STORED\r\n"), GET, Send(HIT)]
+    async with Scripted(script, [Expect(b"get j\r\n"), Send(b"END\r\n")]) as server:
+        async with Client([server.address], request_timeout=0.15) as client:
+            await client.get("k")
+            with pytest.raises(Timeout):
+                await client.set("k", b"1")
+            same = client.get("k")
+            assert await client.get("j") is None
+            assert await same == b"v"
+            assert server.connections == 2
+
+
+@pytest.mark.gen_test
+async def test_a_large_write_and_a_get_of_its_key_in_one_tick(memcached):
+    async with Client([memcached.address]) as client:
+        for number in range(20):
+            value = b"%d" % number * 200_000
+            client.set("big", value)
+            assert await client.get("big") == value
+
+
+@pytest.mark.gen_test
+async def test_large_work_keeps_off_the_connection_of_small_calls(memcached):
+    async with Client([memcached.address]) as client:
+        await client.set("small", b"s")
+        await client.set("big", b"b" * 1_000_000)
+        await client.get("small")
+        calls = [client.set("big", b"c" * 1_000_000) for _ in range(3)]
+        assert await client.get("small") == b"s"
+        await asyncio.gather(*calls)
+        assert counts(client)["open"] > 1
+
+
+@pytest.mark.gen_test
+async def test_a_write_that_ends_before_its_bytes_left_is_never_sent():
+    async with Scripted([GET, Send(HIT)]) as server:
+        async with Client([server.address]) as client:
+            call = client.set("k", b"never")
+            call.cancel()
+            assert await client.get("k") == b"v"
+            assert b"never" not in server.received[0]
+
+
+# -- waiting and limits
+
+
+@pytest.mark.gen_test
+async def test_a_thousand_cold_calls_open_no_more_than_max_connections(memcached):
+    async with Client([memcached.address]) as client:
+        before = int(memcached.stats()["total_connections"])
+        assert await asyncio.gather(*[client.get(f"k{n}") for n in range(1000)]) == [None] * 1000
+        assert int(memcached.stats()["total_connections"]) - before - 1 <= 4
+
+
+@pytest.mark.gen_test
+async def test_too_many_calls_is_the_outcome_at_once(silent, expect_log):
+    expect_log(LOG, "max_pending")
+    async with Client([silent.address], max_pending=10) as client:
+        calls = [client.set(f"k{n}", b"v") for n in range(10)]
+        begun = time.monotonic()
+        with pytest.raises(TooManyCalls, match="10 calls"):
+            await client.set("k", b"v")
+        assert time.monotonic() - begun < 0.2
+        for call in calls:
+            call.cancel()
+
+
+@pytest.mark.gen_test
+async def test_nobody_connects_for_nobody(silent):
+    async with Client([silent.address]) as client:
+        call = client.get("k")
+        assert counts(client)["connecting"] == 1
+        call.cancel()
+        await asyncio.sleep(0)
+        assert counts(client)["open"] == 0
+        await asyncio.sleep(0)
+        assert not client._deadlines.armed
+
+
+@pytest.mark.gen_test
+async def test_the_wait_counts_against_the_deadline(silent, expect_log):
+    expect_log(LOG, "fails|dead", times=None)
+    async with Client([silent.address], request_timeout=0.1, max_connections=1) as client:
+        first = client.get("a")
+        await until(lambda: counts(client)["busy"] == 1)
+        with pytest.raises(Timeout):
+            await first
+        begun = time.monotonic()
+        with pytest.raises(Timeout) as caught:
+            await client.get("b", timeout=0.05)
+        assert caught.value.phase == "waiting"
+        assert 0.04 < time.monotonic() - begun < 0.3
+
+
+# -- death
+
+
+def closed_port() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+@pytest.mark.gen_test
+async def test_a_closed_port_fails_at_once_and_is_dead(expect_log):
+    dead = expect_log(LOG, "taken for dead", times=1)
+    async with Client([closed_port()]) as client:
+        begun = time.monotonic()
+        with pytest.raises(ConnectionFailed) as caught:
+            await client.get("k")
+        assert time.monotonic() - begun < 0.2
+        assert caught.value.phase == "connecting"
+        assert caught.value.errno
+        with pytest.raises(ServerDead, match="next try in"):
+            await client.get("k")
+        assert dead.count == 1
+
+
+@pytest.mark.gen_test
+async def test_a_dead_server_is_back_by_one_probe(start_memcached, expect_log, caplog):
+    caplog.set_level(logging.INFO, LOG)
+    expect_log(LOG, "taken for dead", times=1)
+    server = start_memcached()
+    async with Client([server.address]) as client:
+        await client.set("k", "v")
+        server.kill()
+        with pytest.raises(ConnectionFailed):
+            await client.get("k")
+        server.restart()
+        await asyncio.sleep(0.26)
+        before = int(server.stats()["total_connections"])
+        outcomes = await asyncio.gather(
+            *[client.get("k") for _ in range(50)], return_exceptions=True
+        )
+        assert outcomes[0] is None
+        assert all(isinstance(one, ServerDead) for one in outcomes[1:])
+        assert await asyncio.gather(*[client.get("k") for _ in range(50)]) == [None] * 50
+        assert int(server.stats()["total_connections"]) - before - 1 == 1
+        assert "answers again" in caplog.text
+
+
+@pytest.mark.gen_test
+async def test_a_stalled_server_dies_after_three_silences(expect_log):
+    expect_log(LOG, "fails", times=1)
+    dead = expect_log(LOG, "taken for dead", times=1)
+    async with Scripted([]) as server:
+        async with Client([server.address], request_timeout=0.05) as client:
+            for _ in range(3):
+                assert dead.count == 0
+                outcomes = await asyncio.gather(
+                    *[client.get(f"k{n}") for n in range(20)], return_exceptions=True
+                )
+                assert {type(one) for one in outcomes} == {Timeout}
+            with pytest.raises(ServerDead):
+                await client.get("k")
+
+
+@pytest.mark.gen_test
+async def test_connects_during_a_death_follow_the_doubling_pauses(expect_log, monkeypatch):
+    expect_log(LOG, "taken for dead", times=1)
+    shift = 0.0
+    real = time.monotonic
+    monkeypatch.setattr(deadlines_module, "clock", lambda: real() + shift)
+    address = closed_port()
+    async with Client([address]) as client:
+        tries = 0
+        for _ in range(200):
+            try:
+                await client.get("k")
+            except ConnectionFailed:
+                tries += 1
+            except ServerDead:
+                pass
+            shift += 0.05
+        # 10 s: at 0, 0.25, 0.75, 1.75, 3.75 and 7.75 s, a tenth less each for the jitter.
+        assert 5 <= tries <= 7

@@ -1,0 +1,79 @@
+"""Every code block of README.rst that a reader might paste is run, as a file of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.rst").read_text()
+BLOCKS = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", TEXT)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def fetch(port: int) -> tuple[int, str]:
+    end = time.monotonic() + 10
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as page:
+                return page.status, page.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            assert time.monotonic() < end, "the application did not start"
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "number, warm, cold",
+    [
+        (0, "hello, visitor 2\n", "the cache is away"),
+        (1, "computed for you\n", "computed without a cache"),
+    ],
+)
+def test_a_pasted_handler_serves_and_survives_its_cache(
+    number, warm, cold, start_memcached, tmp_path
+):
+    server, port = start_memcached(), free_port()
+    lines = [line[4:] for line in BLOCKS[number].splitlines()]
+    source = "\n".join(lines).replace("127.0.0.1:11211", server.address).replace("8888", str(port))
+    (tmp_path / "app.py").write_text(source + "\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "app.py"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        fetch(port)
+        assert fetch(port) == (200, warm)
+        server.stop()
+        begun = time.monotonic()
+        assert cold in fetch(port)[1]
+        assert time.monotonic() - begun < 2.5
+        server.resume()
+    finally:
+        process.terminate()
+        errors = process.communicate()[1].decode()
+    assert "Traceback" not in errors
+
+
+def test_there_are_two_blocks_and_both_commands_come_first():
+    assert len(BLOCKS) == 2
+    assert TEXT.index("./run demo ") < TEXT.index("./run test ") < TEXT.index(".. code-block::")

@@ -1,0 +1,134 @@
+"""Segments in, pieces out, and one word to the receiver when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from tornado_memcache.stream import SegmentStream
+
+
+class Receiver:
+    def __init__(self, buffer=None):
+        self.buffer = buffer
+        self.data = b""
+        self.counts = 0
+        self.ended = []
+
+    def receiving(self):
+        return None if self.buffer is None else memoryview(self.buffer)[self.counts :]
+
+    def received(self, data):
+        self.data += data
+
+    def received_into(self, count):
+        self.counts += count
+
+    def stream_closed(self, error):
+        self.ended.append(error)
+
+
+@pytest.fixture
+def pair(io_loop):
+    ours, theirs = socket.socketpair()
+    stream = SegmentStream(ours)
+    yield stream, theirs
+    stream.close()
+    theirs.close()
+
+
+async def turns(condition):
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("did not come true")
+
+
+@pytest.mark.gen_test
+async def test_a_segment_goes_to_the_receiver_at_once(pair):
+    stream, theirs = pair
+    receiver = stream.receiver = Receiver()
+    assert not stream.read_segment()
+    theirs.sendall(b"one two")
+    assert stream.read_segment()
+    assert receiver.data == b"one two"
+
+
+@pytest.mark.gen_test
+async def test_without_a_receiver_nothing_is_read(pair):
+    stream, theirs = pair
+    theirs.sendall(b"kept")
+    assert not stream.read_segment()
+    receiver = stream.receiver = Receiver()
+    assert stream.read_segment()
+    assert receiver.data == b"kept"
+
+
+@pytest.mark.gen_test
+async def test_a_receiver_may_give_its_own_buffer(pair):
+    stream, theirs = pair
+    receiver = stream.receiver = Receiver(bytearray(8))
+    theirs.sendall(b"12345678")
+    assert stream.read_segment()
+    assert (bytes(receiver.buffer), receiver.counts) == (b"12345678", 8)
+
+
+@pytest.mark.gen_test
+async def test_the_end_is_told_once(pair):
+    stream, theirs = pair
+    receiver = stream.receiver = Receiver()
+    theirs.close()
+    assert not stream.read_segment()
+    stream.close()
+    stream.close()
+    assert receiver.ended == [None]
+    assert not stream.reading()
+
+
+@pytest.mark.gen_test
+async def test_small_pieces_leave_in_one_send(pair):
+    stream, theirs = pair
+    assert stream.send_pieces([b"a", b"b", b"c"], 3) is None
+    assert theirs.recv(10) == b"abc"
+
+
+@pytest.mark.parametrize(
+    "sizes", [[5_000_000], [100, 3_000_000, 2, 50, 2_000_000, 2], [300] * 9000]
+)
+@pytest.mark.gen_test
+async def test_what_the_socket_does_not_take_follows_in_order(pair, sizes):
+    stream, theirs = pair
+    stream.receiver = Receiver()
+    pieces = [os.urandom(size) for size in sizes]
+    rest = stream.send_pieces(pieces, sum(sizes))
+    assert rest is not None
+    assert stream.writing()
+    theirs.setblocking(False)
+    got = bytearray()
+
+    def drain():
+        while len(got) < sum(sizes):
+            try:
+                got.extend(theirs.recv(1 << 20))
+            except BlockingIOError:
+                return False
+        return True
+
+    await turns(drain)
+    await rest
+    assert bytes(got) == b"".join(pieces)
+    assert stream.receiver.ended == []
+
+
+@pytest.mark.gen_test
+async def test_a_broken_pipe_closes(pair):
+    stream, theirs = pair
+    receiver = stream.receiver = Receiver()
+    theirs.close()
+    stream.send_pieces([b"x"], 1)
+    assert stream.closed()
+    assert isinstance(receiver.ended[0], BrokenPipeError)

@@ -1,0 +1,62 @@
+"""The memcached client for Tornado.
+
+`Client` talks to memcached in callbacks or with ``await``; `boundary`
+takes the failures of everything that begins under it.
+"""
+
+from .address import Server
+from .boundaries import boundary
+from .client import Client
+from .errors import (
+    ClientClosed,
+    ClientError,
+    ConnectionFailed,
+    InvalidKey,
+    InvalidRequest,
+    InvalidServer,
+    ItemTooLarge,
+    MemcacheError,
+    ProtocolError,
+    ReplyError,
+    SerializationError,
+    ServerDead,
+    ServerError,
+    Timeout,
+    TooManyCalls,
+    ValueTooLarge,
+)
+from .outcomes import CasUnique, FailedKeys, MultiResult
+from .protocol import Item, Reply, Request
+from .serializer import Plain, Serializer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CasUnique",
+    "Client",
+    "ClientClosed",
+    "ClientError",
+    "ConnectionFailed",
+    "FailedKeys",
+    "InvalidKey",
+    "InvalidRequest",
+    "InvalidServer",
+    "Item",
+    "ItemTooLarge",
+    "MemcacheError",
+    "MultiResult",
+    "Plain",
+    "ProtocolError",
+    "Reply",
+    "ReplyError",
+    "Request",
+    "SerializationError",
+    "Serializer",
+    "Server",
+    "ServerDead",
+    "ServerError",
+    "Timeout",
+    "TooManyCalls",
+    "ValueTooLarge",
+    "boundary",
+]

@@ -1,0 +1,97 @@
+"""What a user writes for a server, and what it means.
+
+Knows the forms of a specification. It must not know how a name is looked
+up or a socket is opened.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .arguments import check_integer
+from .errors import InvalidServer, shown
+
+DEFAULT_PORT = 11211
+#: The longest path that fits in a unix socket's address on Linux, in bytes.
+MAX_PATH = 107
+
+
+class Server(NamedTuple):
+    """One memcached process: where it listens, and its weight in the ring."""
+
+    host: str
+    port: int
+    path: str | None = None
+    weight: int = 1
+
+    @property
+    def name(self) -> str:
+        """The server's name in errors, logs and results: ``"host:port"``."""
+        if self.path is not None:
+            return f"unix:{self.path}"
+        if ":" in self.host:
+            return f"[{self.host}]:{self.port}"
+        return f"{self.host}:{self.port}"
+
+
+def parse_server(spec: object) -> Server:
+    """Returns the `Server` that ``spec`` names.
+
+    ``spec`` is ``"host"``, ``"host:port"``, ``"[v6]:port"``,
+    ``"unix:/path"``, a `Server`, or a tuple ``(spec, weight)``. Raises
+    `.InvalidServer` that names what is wrong, `TypeError` for other types.
+    """
+    if isinstance(spec, Server):
+        return spec
+    if isinstance(spec, tuple):
+        if len(spec) != 2:
+            raise InvalidServer(f"server {shown(spec)} must be (server, weight)")
+        server = parse_server(spec[0])
+        return server._replace(weight=check_integer("weight", spec[1], 1, 1 << 16))
+    if not isinstance(spec, str):
+        raise TypeError(f"server must be a str or (str, weight), not {type(spec).__name__}")
+    if spec.startswith("unix:"):
+        path = spec[5:]
+        if not path or "\0" in path:
+            raise InvalidServer(f"server {shown(spec)} names no path")
+        if len(path.encode("utf-8", "surrogateescape")) > MAX_PATH:
+            raise InvalidServer(f"server {shown(spec)}: a path of over {MAX_PATH} bytes")
+        return Server("", 0, path)
+    host, port = _split(spec)
+    if not host or any(c.isspace() or not c.isprintable() or c == "/" for c in host):
+        raise InvalidServer(f"server {shown(spec)} names no host")
+    return Server(host, port)
+
+
+def _split(spec: str) -> tuple[str, int]:
+    if spec.startswith("["):
+        host, bracket, rest = spec[1:].partition("]")
+        if not bracket or ":" not in host or (rest and not rest.startswith(":")):
+            raise InvalidServer(f"server {shown(spec)} must be [v6 address]:port")
+        return host, _port(spec, rest[1:]) if rest else DEFAULT_PORT
+    host, colon, port = spec.partition(":")
+    if ":" in port:
+        raise InvalidServer(f"server {shown(spec)}: put a v6 address in brackets, [::1]:11211")
+    return host, _port(spec, port) if colon else DEFAULT_PORT
+
+
+def _port(spec: str, text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535:
+        return int(text)
+    raise InvalidServer(f"server {shown(spec)}: the port must be from 1 to 65535")
+
+
+def parse_servers(specs: object) -> tuple[Server, ...]:
+    """Returns the `Server` of each of ``specs``, an iterable of specifications.
+
+    Raises `.InvalidServer` for an empty list and for a server named twice.
+    """
+    if isinstance(specs, (str, bytes)) or not isinstance(specs, Iterable):
+        raise TypeError('servers must be a list, as ["127.0.0.1:11211"]')
+    servers = tuple(parse_server(spec) for spec in specs)
+    if not servers:
+        raise InvalidServer("servers must name at least one server")
+    names = [server.name for server in servers]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidServer(f"server {name} is listed twice; use a weight: ({name!r}, 2)")
+    return servers

@@ -1,0 +1,114 @@
+"""What a caller may pass: keys, integers, lengths and moments.
+
+Knows what protocol.txt allows, and how an error names the argument. It
+must not know which command an argument is for. What passes here is all
+that a request line is ever built from.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from .errors import InvalidKey, InvalidRequest, shown
+
+#: memcached's own limit on the length of a key, in bytes.
+MAX_KEY_LENGTH = 250
+#: A length above this is an absolute moment to memcached (30 days).
+LONGEST_LENGTH = 60 * 60 * 24 * 30
+
+_VISIBLE = bytes(set(range(0x21, 0x100)) - {0x7F})
+
+
+def key_bytes(key: object, prefix: bytes = b"") -> bytes:
+    """Returns ``prefix + key`` as the bytes that go on the wire.
+
+    Arguments: a `str` (sent as utf-8) or a bytes-like ``key``. Raises
+    `.InvalidKey` for what protocol.txt ("Keys") forbids: an empty key,
+    more than 250 bytes, white space, control characters; `TypeError` for
+    anything that is not a string.
+    """
+    if type(key) is str:
+        try:
+            wire = prefix + key.encode() if prefix else key.encode()
+        except UnicodeEncodeError:
+            raise InvalidKey(
+                f"key {shown(key)} cannot be encoded as utf-8 (lone surrogate)"
+            ) from None
+    elif isinstance(key, bytes):
+        wire = prefix + key if prefix else bytes(key)
+    elif isinstance(key, str):
+        return key_bytes(str.__str__(key), prefix)
+    elif isinstance(key, (bytearray, memoryview)):
+        wire = prefix + bytes(key)
+    else:
+        raise TypeError(f"key must be str or bytes, not {type(key).__name__}")
+    if wire.translate(None, _VISIBLE) or not len(prefix) < len(wire) <= MAX_KEY_LENGTH:
+        raise InvalidKey(_fault_of(wire, prefix))
+    return wire
+
+
+def _fault_of(wire: bytes, prefix: bytes) -> str:
+    if len(wire) == len(prefix):
+        return "key is empty"
+    if len(wire) > MAX_KEY_LENGTH:
+        return (
+            f"key {shown(wire)} has {len(wire)} bytes; "
+            f"memcached allows {MAX_KEY_LENGTH}, the prefix included"
+        )
+    return f"key {shown(wire)} contains white space or a control character"
+
+
+def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
+    """Returns ``value`` if it is an `int` in range.
+
+    Raises `TypeError` for anything but an int (a bool is none), and
+    `.InvalidRequest` outside of ``lowest`` to ``highest``; both name the
+    argument.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise InvalidRequest(f"{name} must be from {lowest} to {highest}")
+    return value
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Returns a length in seconds, which must be a finite number above 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise InvalidRequest(f"{name} must be a finite number of seconds above 0")
+    return float(value)
+
+
+def wire_exptime(exptime: object, now: Callable[[], float]) -> int:
+    """Returns ``exptime`` as protocol.txt ("Expiration times") wants it.
+
+    An `int` is a length in seconds from now (0: never, negative: expired
+    at once), a `~datetime.timedelta` too (rounded up to whole seconds), a
+    `~datetime.datetime` is a moment. ``now`` gives the wall clock's
+    seconds; it is asked only where the length does not fit (30 days).
+    """
+    if isinstance(exptime, datetime):
+        moment = int(exptime.timestamp())
+        if moment >= 1 << 31:
+            raise InvalidRequest("exptime is beyond what memcached can hold (2^31 seconds)")
+        return moment if moment > LONGEST_LENGTH else -1
+    if isinstance(exptime, timedelta):
+        if not exptime:
+            raise InvalidRequest("exptime of no length: pass 0 for never, -1 for at once")
+        seconds = -(-exptime // timedelta(seconds=1))
+    elif isinstance(exptime, int) and not isinstance(exptime, bool):
+        seconds = exptime
+    else:
+        raise TypeError(
+            f"exptime must be an int, a timedelta or a datetime, not {type(exptime).__name__}"
+        )
+    if seconds <= LONGEST_LENGTH:
+        return max(seconds, -1)
+    moment = int(now()) + seconds
+    if moment >= 1 << 31:
+        raise InvalidRequest(
+            "exptime is a length in seconds and this one ends beyond 2^31: "
+            "for a moment pass a datetime"
+        )
+    return moment

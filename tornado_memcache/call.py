@@ -1,0 +1,217 @@
+"""One call under way for one caller: its outcome, its deadline, its context.
+
+Knows how a call ends: once, by whatever comes first, in this order:
+deadline and boundary let go, then the outcome is delivered. It must not
+know what was asked of which server.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Hashable
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import boundaries, deadlines
+from .arguments import check_seconds
+from .boundaries import Entry
+from .deadlines import Deadlines
+from .errors import MemcacheError
+
+_log = logging.getLogger("tornado.application")
+
+
+class Work(Protocol):
+    """What a call waits for: a slot, or the parts of a call over several servers."""
+
+    def expire_waiter(self, waiter: Any) -> None: ...
+    def waiter_left(self, waiter: Any) -> None: ...
+
+
+class _Ending:
+    """What both styles of call share: letting go of deadline and boundary."""
+
+    if not TYPE_CHECKING:
+        # The attributes live in the subclasses: a Future allows no second base with slots.
+        __slots__ = ()
+
+    work: Work | None
+    entry: Entry | None
+    own_deadline: float | None
+    _lane: Hashable
+    _deadlines: Deadlines
+
+    def _begin(self, deadlines: Deadlines, terms: "Terms") -> None:
+        self.work = None
+        self.entry = terms.entry
+        self.own_deadline = terms.own_deadline
+        self._lane = terms.lane
+        self._deadlines = deadlines
+        if self.own_deadline is not None:
+            deadlines.add(self._lane, self.own_deadline, self)
+        if self.entry is not None:
+            self.entry.add(self)
+
+    def _let_go(self) -> None:
+        if self.own_deadline is not None:
+            self._deadlines.remove(self._lane, self)
+        if self.entry is not None:
+            self.entry.discard(self)
+
+    def expire(self) -> None:
+        """The call's own deadline has come."""
+        if self.work is not None:
+            self.work.expire_waiter(self)
+
+    def cancel_by(self, entry: Entry) -> int:
+        raise NotImplementedError
+
+
+class CallbackCall(_Ending):
+    """A call whose outcome goes to a callback."""
+
+    __slots__ = (
+        "_callback",
+        "_fail_callback",
+        "_context",
+        "_deadlines",
+        "_done",
+        "_lane",
+        "default",
+        "entry",
+        "own_deadline",
+        "work",
+    )
+
+    def __init__(
+        self,
+        deadlines: Deadlines,
+        terms: "Terms",
+        callback: Callable[[Any], Any] | None,
+        fail_callback: Callable[[Any], Any] | None,
+        default: Any,
+    ) -> None:
+        self._callback = callback
+        self._fail_callback = fail_callback
+        self._context: Context = copy_context()
+        self._done = False
+        self.default = default
+        self._begin(deadlines, terms)
+
+    def done(self) -> bool:
+        return self._done
+
+    def exception(self) -> None:
+        return None
+
+    def set_result(self, result: Any) -> None:
+        self._done = True
+        self._let_go()
+        if self._callback is not None:
+            boundaries.run(self._callback, result, self._context, self.entry)
+
+    def set_exception(self, error: MemcacheError) -> None:
+        self._done = True
+        self._let_go()
+        if self._fail_callback is not None:
+            boundaries.run(self._fail_callback, error, self._context, self.entry)
+        elif self.entry is not None:
+            self.entry.fail(error, self._context)
+        else:
+            _log.error("A memcache call without fail_callback or boundary failed: %s", error)
+
+    def cancel_by(self, entry: Entry) -> int:
+        if self._done:
+            return 0
+        self._done = True
+        self._let_go()
+        if self.work is not None:
+            self.work.waiter_left(self)
+        return 1
+
+
+class FutureCall(_Ending, asyncio.Future):  # type: ignore[type-arg]
+    """A call whose outcome is a Future, with terms of its own.
+
+    Failing while nobody has attached to it, it hands its failure to its
+    boundary: a write that nobody awaits must not fail unheard.
+    """
+
+    __slots__ = (
+        "_attached",
+        "_context",
+        "_deadlines",
+        "_lane",
+        "default",
+        "entry",
+        "own_deadline",
+        "work",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+        terms: "Terms",
+        default: Any,
+    ) -> None:
+        super().__init__(loop=loop)
+        self._attached = False
+        self._context = copy_context() if terms.entry is not None else None
+        self.default = default
+        self._begin(deadlines, terms)
+
+    def add_done_callback(self, fn: Any, *, context: Context | None = None) -> None:
+        self._attached = True
+        super().add_done_callback(fn, context=context)
+
+    def set_result(self, result: Any) -> None:
+        self._let_go()
+        super().set_result(result)
+
+    def set_exception(self, error: Any) -> None:
+        self._let_go()
+        super().set_exception(error)
+        if self.entry is not None and not self._attached:
+            assert self._context is not None
+            self.entry.fail(error, self._context)
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.done():
+            return False
+        self._let_go()
+        super().cancel(msg)
+        if self.work is not None:
+            self.work.waiter_left(self)
+        return True
+
+    def cancel_by(self, entry: Entry) -> int:
+        return int(self.cancel(entry))
+
+
+class Terms:
+    """What a caller asked for beside the request, captured when the call is made."""
+
+    __slots__ = ("entry", "lane", "own_deadline")
+
+    def __init__(self, timeout: float | None, request_timeout: float) -> None:
+        self.entry = boundaries.current()
+        self.own_deadline: float | None = None
+        self.lane: Hashable = None
+        if timeout is not None and check_seconds("timeout", timeout) != request_timeout:
+            self.own_deadline = deadlines.clock() + timeout
+            self.lane = timeout
+        budget = self.entry.budget if self.entry is not None else None
+        if budget is not None:
+            moment = self.own_deadline
+            if moment is None:
+                moment = deadlines.clock() + request_timeout
+            if budget.deadline < moment:
+                self.own_deadline, self.lane = budget.deadline, budget
+
+
+def check_callbacks(callback: object, fail_callback: object) -> None:
+    """Raises `TypeError` that names a callback which cannot be called."""
+    if callback is not None and not callable(callback):
+        raise TypeError("callback must be callable")
+    if fail_callback is not None and not callable(fail_callback):
+        raise TypeError("fail_callback must be callable")

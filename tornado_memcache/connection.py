@@ -1,0 +1,442 @@
+"""One stream to one server: open, write, read, close.
+
+Knows the slots that are owed and the bytes that go out for them, gathered
+per loop tick. It must not know which other connections there are, whether
+the server is alive, or who waits for an outcome; it tells its pool.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from tornado.ioloop import IOLoop
+from tornado.netutil import Resolver
+
+from . import deadlines
+from .address import Server
+from .connector import Connector
+from .deadlines import NEVER, NOBODY, Deadlines
+from .errors import ConnectionFailed, MemcacheError, Timeout
+from .lanes import BoundKeys, SlotLane
+from .outbox import Outbox
+from .protocol import LARGE_WORK, OwedReplies, Reply, Slot
+from .settings import Settings
+from .slots import GatheredSlot
+from .stream import SegmentStream
+from .text import KEYS_A_LINE
+
+#: This many gathered gets leave at once when nothing is under way, so that
+#: the server works while the rest of the tick is still gathering.
+FIRST_KEYS = 16
+
+_WRITTEN = Reply(b"")
+
+
+class Owner(Protocol):
+    """What a connection tells its pool."""
+
+    pending: int
+
+    def opened(self, connection: "Connection") -> None: ...
+    def heard(self) -> None: ...
+    def caught_up(self, connection: "Connection") -> None: ...
+    def became_late(self, connection: "Connection", asked_at: float) -> None: ...
+    def reconsider(self) -> None: ...
+    def failed(self, slot: Slot, error: MemcacheError) -> None: ...
+    def lost(
+        self, connection: "Connection", error: MemcacheError, owed: list[Slot], unsent: list[Slot]
+    ) -> None: ...
+
+
+class Connection:
+    """A connection: connecting, then open, then closed, and late in between.
+
+    It is a lane of deadlines: its slots in the order in which they expire.
+    It is late from the first unanswered deadline until it has caught up.
+    """
+
+    def __init__(
+        self,
+        pool: Owner,
+        server: Server,
+        settings: Settings,
+        deadlines: Deadlines,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._pool = pool
+        self._name = server.name
+        self._settings = settings
+        self._server = server
+        self._deadlines = deadlines
+        self._loop = loop
+        self._connector: Connector | None = None
+        self._stream: SegmentStream | None = None
+        self._protocol = OwedReplies(settings.max_value_size)
+        self.open = False
+        self.late = False
+        self.closed = False
+        #: True once any byte has come.
+        self.heard = False
+        #: Keys with an unanswered write; counted only once other connections are used.
+        self.bound: BoundKeys | None = None
+        self._outbox = Outbox()
+        self._live = SlotLane()
+        self._large = 0
+        self._streaming = False
+        self._scheduled = False
+        self._close_at = NEVER
+        self._awaited_until = 0.0
+
+    # -- opening
+
+    def connect(self, io_loop: IOLoop, resolver: Resolver) -> None:
+        """Begins to connect; `Owner.opened` or `Owner.lost` is told on a later tick."""
+        timeout = min(self._settings.connect_timeout, self._settings.request_timeout)
+        self._close_at = deadlines.clock() + timeout
+        self._deadlines.watch(self, self._close_at)
+        self._connector = Connector(
+            self._server, io_loop, resolver, timeout / 3, self._opened, self._connect_failed
+        )
+        self._connector.start()
+
+    def _opened(self, stream: SegmentStream) -> None:
+        if self.closed:
+            stream.close()
+            return
+        self._connector, self._stream, self.open = None, stream, True
+        self._close_at = NEVER
+        self._deadlines.rest(self)
+        stream.receiver = self
+        self._pool.opened(self)
+
+    def _connect_failed(self, error: OSError) -> None:
+        phase = self._connector.phase if self._connector is not None else "connecting"
+        self.close(
+            ConnectionFailed(
+                f"cannot connect: {error.strerror or error}",
+                errno=error.errno,
+                server=self._name,
+                phase=phase,
+            )
+        )
+
+    @property
+    def connecting(self) -> bool:
+        return self._connector is not None
+
+    @property
+    def phase(self) -> str:
+        """Where the opening of the connection stands."""
+        return self._connector.phase if self._connector is not None else "reply"
+
+    # -- what is under way
+
+    @property
+    def idle(self) -> bool:
+        """True if nothing is owed or waits to be written."""
+        return not (self._protocol.owed or self._outbox)
+
+    @property
+    def owing(self) -> int:
+        """The number of slots that are owed or wait to be written."""
+        return len(self._protocol.owed) + len(self._outbox.unsent)
+
+    @property
+    def large(self) -> bool:
+        """True while a request or an announced value of over 64 KB is under way."""
+        return self._large > 0 or self._streaming
+
+    def phase_of(self, slot: Slot) -> str:
+        stream = self._stream
+        if not slot.sent or (stream is not None and stream.writing()):
+            return "writing"
+        return "reply"
+
+    def failure_of(self, slot: Slot) -> Timeout:
+        return Timeout(
+            "timed out",
+            server=self._name,
+            phase=self.phase_of(slot),
+            maybe_applied=slot.sent and slot.writes,
+            asked=slot.asked(),
+        )
+
+    def failed(self, slot: Slot, error: MemcacheError) -> None:
+        """Has the pool count a call that failed here."""
+        self._pool.failed(slot, error)
+
+    def left(self, slot: Slot) -> None:
+        """A caller of ``slot`` went away; the slot stays until it is answered."""
+
+    @property
+    def settled(self) -> bool:
+        """True if no write is unanswered here, an unconfirmed noreply included."""
+        return self.idle and not self._outbox.silent
+
+    def bind(self) -> BoundKeys:
+        """Returns the keys whose writes are unanswered here, counted from now on."""
+        if self.bound is None:
+            slots = itertools.chain(self._protocol.owed, self._outbox.unsent)
+            self.bound = BoundKeys(slots, self._outbox.silent)
+        return self.bound
+
+    # -- sending
+
+    def send(self, slot: Slot) -> None:
+        """Takes ``slot``: its bytes leave at once on an idle connection, else with the tick's."""
+        slot.place = self
+        if self._outbox.must_close_batch(slot):
+            self._close_batch()
+        if len(slot.request.value) > LARGE_WORK:
+            self._large += 1
+            self._pool.reconsider()
+        if self.bound is not None:
+            self.bound.count(slot, 1)
+        self._outbox.unsent.append(slot)
+        self._register(slot)
+        if self._scheduled or self._protocol.owed:
+            self.hold()
+        else:
+            self.flush()
+
+    def gather(
+        self,
+        key: bytes,
+        waiter: Any,
+        decode: Callable[[bytes, bytes, int], Any],
+        raw_flags: int | None,
+    ) -> GatheredSlot:
+        """Takes one get, which leaves with the others of this tick as one line.
+
+        Returns the slot that it shares with them.
+        """
+        batch = self._outbox.batch
+        if batch is None:
+            deadline = deadlines.clock() + self._settings.request_timeout
+            batch = self._outbox.open_batch(decode, raw_flags, deadline)
+            batch.waiting[key] = waiter
+            batch.place = self
+            if not self._scheduled:
+                if self._protocol.owed or self._outbox.unsent:
+                    self.hold()
+                else:
+                    self.flush()
+            return batch
+        waiting = batch.waiting
+        if key in waiting:
+            batch.share(key, waiter)
+            return batch
+        waiting[key] = waiter
+        count = len(waiting)
+        if count >= FIRST_KEYS:
+            if count >= KEYS_A_LINE:
+                self._close_batch()
+            elif count == FIRST_KEYS and not self._protocol.owed:
+                self.flush()
+        return batch
+
+    def _close_batch(self) -> None:
+        for slot in self._outbox.close_batch():
+            slot.place = self
+            self._pool.pending += slot.weight
+            self._register(slot)
+
+    def _register(self, slot: Slot) -> None:
+        if self._live.add(slot):
+            self._deadlines.watch(self, slot.deadline)
+
+    def hold(self) -> None:
+        """Has what is sent from now on leave together, after this turn of the loop."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush_held, context=NOBODY)
+
+    def _flush_held(self) -> None:
+        self._scheduled = False
+        if not self.closed:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits, unless the server is not reading what was written."""
+        stream, outbox = self._stream, self._outbox
+        if outbox.batch is not None:
+            self._close_batch()
+        while outbox.unsent and stream is not None and not stream.writing() and not self.closed:
+            pieces, size, withdrawn = outbox.take(self._protocol.owed)
+            for slot in withdrawn:
+                self._let_go(slot)
+            rest = stream.send_pieces(pieces, size) if pieces else None
+            if rest is not None:
+                rest.add_done_callback(self._drained, context=NOBODY)
+            elif outbox.written:
+                self._loop.call_soon(self._deliver_written, context=NOBODY)
+
+    def _drained(self, written: "asyncio.Future[None]") -> None:
+        if not self.closed and not written.exception():
+            self._deliver_written()
+            self.flush()
+
+    def _deliver_written(self) -> None:
+        written, self._outbox.written = self._outbox.written, []
+        for slot in written:
+            self._let_go(slot)
+            slot.reply = _WRITTEN
+            slot.deliver()
+
+    # -- receiving
+
+    def receiving(self) -> memoryview | None:
+        protocol = self._protocol
+        block = protocol.block
+        return None if block is None else block[protocol.filled :]
+
+    def received(self, data: bytes) -> None:
+        """Takes a segment: finishes the slots that it answers, then delivers."""
+        self.heard = True
+        self._pool.heard()
+        self._finish(self._protocol.receive_data(data))
+
+    def received_into(self, count: int) -> None:
+        self._pool.heard()
+        self._finish(self._protocol.receive_block(count))
+
+    def _finish(self, finished: list[Slot]) -> None:
+        protocol, live, woken = self._protocol, self._live, 0
+        for slot in finished:
+            live.remove(slot)
+            woken += slot.weight
+            if self.bound is not None:
+                self.bound.count(slot, -1)
+            if len(slot.request.value) > LARGE_WORK:
+                self._large -= 1
+        self._pool.pending -= woken
+        if woken > 1 and not self._scheduled:
+            self.hold()
+        block = protocol.block
+        streaming = block is not None and len(block) > LARGE_WORK
+        if streaming is not self._streaming:
+            self._streaming = streaming
+            self._pool.reconsider()
+        if not live:
+            self._rest()
+        for slot in finished:
+            slot.deliver()
+        if protocol.failure is not None:
+            self.close(protocol.failure)
+
+    def _rest(self) -> None:
+        """The last live slot has left: the lane is empty, a late connection may have caught up."""
+        self._protocol.tidy()
+        if self.late:
+            if not self.idle:
+                return
+            self.late, self._close_at = False, NEVER
+            self._deadlines.rest(self)
+            self._pool.caught_up(self)
+        else:
+            self._deadlines.rest(self)
+        if self.bound is not None and self.idle:
+            self._pool.reconsider()
+
+    def _let_go(self, slot: Slot) -> None:
+        """Forgets a slot to which no reply will come."""
+        self._live.remove(slot)
+        self._pool.pending -= slot.weight
+        if len(slot.request.value) > LARGE_WORK:
+            self._large -= 1
+        if self.bound is not None and not slot.sent:
+            self.bound.count(slot, -1)
+        if not self._live:
+            self._rest()
+
+    # -- the lane of deadlines
+
+    def next_deadline(self) -> float:
+        return min(self._live.next_deadline, self._close_at)
+
+    def catch_up(self) -> None:
+        stream = self._stream
+        while stream is not None and self._live and stream.read_segment():
+            pass
+
+    def expire(self, now: float) -> None:
+        live = self._live
+        while live.next_deadline <= now:
+            slot = live.pop()
+            error, awaited = self.failure_of(slot), not slot.abandoned()
+            until = slot.expire(error, now)
+            if awaited and not until:
+                self._pool.failed(slot, error)
+            self._awaited_until = max(self._awaited_until, until)
+            if not self.late and not self.closed:
+                self._become_late(now, slot)
+        if self._close_at <= now and not self.closed:
+            # Not before the last deadline of whoever still waits here.
+            last = max(self._awaited_until, live.last_deadline)
+            if last > now and not self.connecting:
+                self._close_at = last
+            else:
+                self._overdue()
+
+    def _become_late(self, now: float, slot: Slot) -> None:
+        self.late = True
+        self._close_at = now + self._settings.request_timeout
+        self._deadlines.watch(self, self._close_at)
+        self._pool.became_late(self, slot.deadline - self._settings.request_timeout)
+
+    def _overdue(self) -> None:
+        if self.connecting:
+            self.close(Timeout("timed out", server=self._name, phase=self.phase))
+        else:
+            self.close(
+                ConnectionFailed(
+                    "the server did not answer in time, the connection was closed",
+                    server=self._name,
+                )
+            )
+
+    # -- closing
+
+    def stream_closed(self, error: BaseException | None) -> None:
+        told = f"connection lost: {error}" if error else "the server closed the connection"
+        errno = error.errno if isinstance(error, OSError) else None
+        self.close(ConnectionFailed(told, errno=errno, server=self._name))
+
+    def close(self, error: MemcacheError) -> None:
+        """Closes the connection and hands what was under way to the pool. Idempotent."""
+        if self.closed:
+            return
+        self._close_batch()
+        self.closed, self.open = True, False
+        owed, unsent = list(self._protocol.owed), self._outbox.clear()
+        if owed and self._protocol.reading():
+            owed[0].retried = True  # its reply has begun: it is not asked again
+        owed += self._outbox.written
+        self._outbox.written = []
+        self._protocol.owed.clear()
+        self._live.clear()
+        self._deadlines.rest(self)
+        if self._connector is not None:
+            self._connector.close()
+        if self._stream is not None:
+            self._stream.close()
+        self._pool.lost(self, error, owed, unsent)
+
+    def abandon(self) -> None:
+        """Closes the socket of a connection whose loop is closed, and tells nobody."""
+        self.closed, self.open = True, False
+        if self._connector is not None:
+            self._connector.close()
+        if self._stream is not None:
+            self._stream.receiver = None
+            self._stream.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            state = "closed"
+        elif self.connecting:
+            state = self.phase
+        else:
+            state = "late" if self.late else "idle" if self.idle else "busy"
+        return f"<Connection {self._name} {state} owed={len(self._protocol.owed)}>"

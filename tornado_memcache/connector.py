@@ -1,0 +1,153 @@
+"""How a stream to a server is opened.
+
+Knows names, addresses, sockets and which of several attempts wins. It must
+not know what the stream is for. Everything it holds (a look-up, streams, a
+timeout) is undone by `Connector.close`.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from tornado.ioloop import IOLoop
+from tornado.iostream import StreamClosedError
+from tornado.netutil import Resolver
+
+from .address import Server
+from .deadlines import NOBODY, detached
+from .stream import SegmentStream
+
+#: A second address is tried after at most this long, in seconds.
+LONGEST_STAGGER = 0.25
+
+
+class Connector:
+    """Opens one stream, by the first address of a server that answers.
+
+    ``opened(stream)`` or ``failed(error)`` is called once, on a later
+    tick, unless `close` comes first. A second address is tried after
+    ``stagger`` seconds, or at once when the one before it fails.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        io_loop: IOLoop,
+        resolver: Resolver,
+        stagger: float,
+        opened: Callable[[SegmentStream], None],
+        failed: Callable[[OSError], None],
+    ) -> None:
+        #: "resolving" or "connecting".
+        self.phase = "resolving"
+        self._server = server
+        self._io_loop = io_loop
+        self._resolver = resolver
+        self._stagger = min(stagger, LONGEST_STAGGER)
+        self._opened = opened
+        self._failed = failed
+        self._addresses: list[tuple[int, Any]] = []
+        self._attempts: list[SegmentStream] = []
+        self._look_up: asyncio.Future[Any] | None = None
+        self._timeout: object | None = None
+        self._ended = False
+
+    def start(self) -> None:
+        """Looks the name up, if it is one, and begins to connect."""
+        detached(self._start)
+
+    def _start(self) -> None:
+        server = self._server
+        if server.path is not None:
+            self._found([(socket.AF_UNIX, server.path)])
+            return
+        try:
+            numeric = socket.getaddrinfo(
+                server.host, server.port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST
+            )
+        except OSError:
+            self._look_up = asyncio.ensure_future(self._resolver.resolve(server.host, server.port))
+            self._look_up.add_done_callback(self._looked_up, context=NOBODY)
+        else:
+            self._found([(family, address) for family, _, _, _, address in numeric])
+
+    def _looked_up(self, future: "asyncio.Future[Any]") -> None:
+        if self._ended or future.cancelled():
+            return
+        error = future.exception()
+        if error is None and not future.result():
+            error = OSError(f"{self._server.host} has no address")
+        if error is not None:
+            self._fail(error if isinstance(error, OSError) else OSError(str(error)))
+        else:
+            self._found(future.result())
+
+    def _found(self, addresses: list[tuple[int, Any]]) -> None:
+        self.phase = "connecting"
+        self._addresses = list(addresses)
+        self._next_attempt()
+
+    def _next_attempt(self) -> None:
+        self._drop_timeout()
+        family, address = self._addresses.pop(0)
+        try:
+            stream = SegmentStream(socket.socket(family, socket.SOCK_STREAM))
+        except OSError as error:
+            self._attempt_failed(error)
+            return
+        self._attempts.append(stream)
+        if family != socket.AF_UNIX:
+            stream.set_nodelay(True)
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connecting = stream.connect(address)
+        connecting.add_done_callback(lambda future: self._attempted(stream, future))
+        if self._addresses:
+            self._timeout = self._io_loop.add_timeout(
+                timedelta(seconds=self._stagger), self._stagger_over
+            )
+
+    def _stagger_over(self) -> None:
+        self._timeout = None
+        if not self._ended and self._addresses:
+            self._next_attempt()
+
+    def _attempted(self, stream: SegmentStream, future: "asyncio.Future[Any]") -> None:
+        if self._ended or future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._attempts.remove(stream)
+            self.close()
+            self._opened(stream)
+            return
+        self._attempts.remove(stream)
+        stream.close()
+        cause = error.real_error if isinstance(error, StreamClosedError) else error
+        self._attempt_failed(cause if isinstance(cause, OSError) else OSError(str(error)))
+
+    def _attempt_failed(self, error: OSError) -> None:
+        if self._addresses:
+            self._next_attempt()
+        elif not self._attempts:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.close()
+        detached(self._io_loop.add_callback, self._failed, error)
+
+    def _drop_timeout(self) -> None:
+        if self._timeout is not None:
+            self._io_loop.remove_timeout(self._timeout)
+            self._timeout = None
+
+    def close(self) -> None:
+        """Undoes whatever has begun. Neither callback is called afterwards."""
+        self._ended = True
+        self._drop_timeout()
+        if self._look_up is not None:
+            self._look_up.cancel()
+        attempts, self._attempts = self._attempts, []
+        for stream in attempts:
+            stream.close()

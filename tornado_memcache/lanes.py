@@ -1,0 +1,94 @@
+"""Slots in the order in which they expire, and keys that are bound by order.
+
+Knows deadlines and keys of slots. It must not know what carries them.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from .deadlines import NEVER
+from .protocol import Slot
+
+
+class SlotLane:
+    """A queue of slots whose deadlines do not fall from first to last.
+
+    They come in that order nearly always; a call that is tried again,
+    behind newer ones, is put where it belongs.
+    """
+
+    __slots__ = ("_slots",)
+
+    def __init__(self) -> None:
+        self._slots: deque[Slot] = deque()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+    @property
+    def first(self) -> Slot:
+        return self._slots[0]
+
+    @property
+    def next_deadline(self) -> float:
+        return self._slots[0].deadline if self._slots else NEVER
+
+    @property
+    def last_deadline(self) -> float:
+        return self._slots[-1].deadline if self._slots else 0.0
+
+    def add(self, slot: Slot) -> bool:
+        """Adds ``slot``; returns True if it is the first to expire."""
+        slots = self._slots
+        if not slots or slot.deadline >= slots[-1].deadline:
+            slots.append(slot)
+        else:
+            index = len(slots)
+            while index and slots[index - 1].deadline > slot.deadline:
+                index -= 1
+            slots.insert(index, slot)
+        return slots[0] is slot
+
+    def remove(self, slot: Slot) -> None:
+        """Takes ``slot`` out, which is the first nearly always. It may have left before."""
+        slots = self._slots
+        if slots and slots[0] is slot:
+            slots.popleft()
+        elif slot in slots:
+            slots.remove(slot)
+
+    def pop(self) -> Slot:
+        return self._slots.popleft()
+
+    def clear(self) -> list[Slot]:
+        """Empties the lane and returns what was in it."""
+        slots, self._slots = list(self._slots), deque()
+        return slots
+
+
+class BoundKeys(dict[bytes, int]):
+    """Keys whose writes are unanswered on one connection, each with their number.
+
+    A later call for such a key has to follow on the same connection, or
+    it could overtake the write.
+    """
+
+    def __init__(self, slots: Iterable[Slot], silent: Iterable[bytes]) -> None:
+        super().__init__()
+        for slot in slots:
+            self.count(slot, 1)
+        for key in silent:
+            self[key] = self.get(key, 0) + 1
+
+    def count(self, slot: Slot, by: int) -> None:
+        """Adds (1) or takes away (-1) the keys that ``slot`` writes or confirms."""
+        for key in itertools.chain(slot.keys if slot.writes else (), slot.confirms):
+            number = self.get(key, 0) + by
+            if number > 0:
+                self[key] = number
+            else:
+                self.pop(key, None)

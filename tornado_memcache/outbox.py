@@ -1,0 +1,107 @@
+"""What waits to be written on one connection, and how it becomes bytes.
+
+Knows slots, the gets that are being gathered, and the order in which they
+leave. It must not know a stream, a loop, or when to write.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .protocol import Slot
+from .slots import GatheredSlot
+from .text import LINE_BYTES
+
+#: At most about this many bytes are taken at once; the rest can still be
+#: withdrawn while the server does not read.
+TAKEN_BYTES = 256 * 1024
+#: So many of the longest keys always fit in a line.
+_SURELY_FITS = LINE_BYTES // 256
+
+
+class Outbox:
+    """Slots in the order in which they were sent, and the open batch of gets behind them.
+
+    The batch stands behind everything that is sent while it is open: a
+    get that joins it cannot overtake a write. A write of a key that the
+    batch asks for closes it, so that it leaves before the write.
+    """
+
+    __slots__ = ("batch", "silent", "unsent", "written")
+
+    def __init__(self) -> None:
+        self.unsent: deque[Slot] = deque()
+        self.batch: GatheredSlot | None = None
+        #: Keys of noreply requests that no later reply has confirmed.
+        self.silent: list[bytes] = []
+        #: Noreply slots that were taken: they end when they are written.
+        self.written: list[Slot] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.unsent) or self.batch is not None
+
+    def must_close_batch(self, slot: Slot) -> bool:
+        """True if the open batch has to leave before ``slot``."""
+        batch = self.batch
+        if batch is None:
+            return False
+        keys = slot.keys
+        return not keys or any(key in batch.waiting for key in keys)
+
+    def open_batch(
+        self,
+        decode: Callable[[bytes, bytes, int], Any],
+        raw_flags: int | None,
+        deadline: float,
+    ) -> GatheredSlot:
+        self.batch = GatheredSlot(decode, raw_flags, deadline)
+        return self.batch
+
+    def close_batch(self) -> list[GatheredSlot]:
+        """Puts the open batch in the queue; returns it, in parts if its line is too long."""
+        batch, self.batch = self.batch, None
+        if batch is None:
+            return []
+        parts = _fitting(batch)
+        self.unsent.extend(parts)
+        return parts
+
+    def take(self, owed: deque[Slot]) -> tuple[list[bytes], int, list[Slot]]:
+        """Moves slots to ``owed``; returns their bytes, how many, and what was withdrawn.
+
+        Withdrawn is what nobody waits for any more: a write that ended
+        before its bytes left is never sent.
+        """
+        pieces: list[bytes] = []
+        withdrawn: list[Slot] = []
+        size, unsent = 0, self.unsent
+        while unsent and size < TAKEN_BYTES:
+            slot = unsent.popleft()
+            if slot.abandoned():
+                withdrawn.append(slot)
+                continue
+            slot.sent = True
+            if slot.request.noreply:
+                self.silent.extend(slot.keys)
+                self.written.append(slot)
+            else:
+                if self.silent:
+                    slot.confirms, self.silent = tuple(self.silent), []
+                owed.append(slot)
+            encoded = slot.encode()
+            pieces += encoded
+            size += sum(map(len, encoded)) if len(encoded) > 1 else len(encoded[0])
+        return pieces, size, withdrawn
+
+    def clear(self) -> list[Slot]:
+        """Empties the queue and returns what was in it."""
+        slots, self.unsent = list(self.unsent), deque()
+        return slots
+
+
+def _fitting(batch: GatheredSlot) -> list[GatheredSlot]:
+    """Returns ``batch``, or halves of it until each line has at most `LINE_BYTES`."""
+    count = len(batch.waiting)
+    if count <= _SURELY_FITS or sum(map(len, batch.waiting)) + count + 5 <= LINE_BYTES:
+        return [batch]
+    return [part for half in batch.halves() for part in _fitting(half)]

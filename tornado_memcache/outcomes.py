@@ -1,0 +1,76 @@
+"""What callers get: replies turned into the outcomes of commands.
+
+Knows the statuses of protocol.txt and what they mean to a caller. It must
+not know how a reply came.
+"""
+
+from typing import Any, TypeVar
+
+from .errors import MemcacheError
+from .protocol import Reply
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class MultiResult(dict[_K, _V]):
+    """What a call over several servers found; ``errors`` maps a server that failed to its error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[str, MemcacheError] = {}
+
+
+class FailedKeys(list[_K]):
+    """The keys that could not be stored or reached; ``errors`` as in `MultiResult`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[str, MemcacheError] = {}
+
+
+class CasUnique(int):
+    """A cas unique that remembers its server and what has been lost since.
+
+    memcached counts from 1 again after a restart, so a token from before
+    could match an item that it never belonged to.
+    """
+
+    pool: Any
+    generation: int
+
+    def fresh(self, pool: Any) -> bool:
+        """True if ``pool`` gave this token and has lost no connection since."""
+        return self.pool is pool and self.generation == pool.generation
+
+
+_OUTCOMES: dict[bytes, bool | None] = {
+    b"STORED": True,
+    b"NOT_STORED": False,
+    b"EXISTS": False,
+    b"NOT_FOUND": None,
+    b"DELETED": True,
+    b"TOUCHED": True,
+    b"OK": True,
+    b"": True,  # a noreply request was written
+}
+
+
+def stored(reply: Reply) -> bool | None:
+    """Returns the outcome of a storage command; None only for a cas of what is gone."""
+    return _OUTCOMES[reply.status]
+
+
+def reached(reply: Reply) -> bool:
+    """Returns True unless the item was not there."""
+    return bool(_OUTCOMES[reply.status])
+
+
+def number(reply: Reply) -> int | None:
+    """Returns the new number of incr and decr, None on a miss."""
+    return reply.number if reply.status == b"NUMBER" else None
+
+
+def version(reply: Reply) -> str:
+    """Returns the server's version."""
+    return reply.text.decode("utf-8", "replace")

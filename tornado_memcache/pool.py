@@ -1,0 +1,416 @@
+"""The connections to one server: which of them takes a slot, and who waits.
+
+Knows idle, busy, late and dead, the order of writes, and what is tried
+again. It must not know commands, values or callers. It decides; the
+connection does the I/O.
+"""
+
+import asyncio
+
+from tornado.ioloop import IOLoop
+from tornado.netutil import Resolver
+
+from . import deadlines
+from .address import Server
+from .connection import Connection
+from .deadlines import NOBODY, Deadlines
+from .errors import (
+    ClientClosed,
+    ConnectionFailed,
+    MemcacheError,
+    ServerDead,
+    Timeout,
+    TooManyCalls,
+)
+from .health import FIRST_PAUSE, Health
+from .lanes import SlotLane
+from .protocol import LARGE_WORK, ConnectionRefused, Slot
+from .settings import Settings
+
+#: The errors that tell in which phase a connection failed.
+_Unmade = (ConnectionFailed, Timeout)
+
+
+class Pool:
+    """The pool of one server, on one loop.
+
+    ``usable`` is the connection that may take a call without asking
+    further: open, on time, carrying nothing large, with nobody waiting in
+    line and no key bound to another connection. Where it is None, `submit`
+    decides.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        settings: Settings,
+        deadlines: Deadlines,
+        io_loop: IOLoop,
+        loop: asyncio.AbstractEventLoop,
+        resolver: Resolver,
+    ) -> None:
+        self.server = server
+        self.name = server.name
+        self.health = Health(server.name, settings.dead_retry, settings.silences_until_dead)
+        self.usable: Connection | None = None
+        #: Calls that are owed or wait, those that nobody waits for included.
+        self.pending = 0
+        #: Grows whenever an open connection is lost: a restart forgets cas uniques.
+        self.generation = 0
+        self.closed = False
+        self._settings = settings
+        self._deadlines = deadlines
+        self._io_loop = io_loop
+        self._loop = loop
+        self._resolver = resolver
+        self._connections: list[Connection] = []
+        self._line = SlotLane()
+        self._grow_at = 0.0
+
+    # -- taking calls
+
+    def submit(self, slot: Slot) -> None:
+        """Takes ``slot``. Its outcome comes on a later tick, whatever it is."""
+        connection = self.usable
+        if connection is not None and len(slot.request.value) <= LARGE_WORK:
+            self.pending += slot.weight
+            connection.send(slot)
+        else:
+            self._submit(slot)
+        if self.pending >= self._settings.max_pending:
+            self.usable = None
+
+    def _submit(self, slot: Slot) -> None:
+        slot.place = self
+        now = deadlines.clock()
+        if self.closed:
+            self._refuse(slot, ClientClosed("the client is closed", server=self.name))
+        elif self.pending >= self._settings.max_pending:
+            told = f"{slot.asked()}: {self.pending} calls are under way (max_pending)"
+            self._refuse(slot, TooManyCalls(told, server=self.name))
+        elif self.health.dead and not self.health.may_probe(now):
+            self._refuse(slot, self._dead_error(slot, now))
+        else:
+            self.pending += slot.weight
+            connection = None
+            if self.health.dead:
+                self.health.probing = True
+            else:
+                connection = self._choose(slot)
+            if connection is not None:
+                connection.send(slot)
+            else:
+                self._wait(slot)
+            self.reconsider()
+
+    def _dead_error(self, slot: Slot, now: float) -> ServerDead:
+        wait = max(0.0, self.health.dead_until - now)
+        return ServerDead(
+            f"{slot.asked()}: memcached {self.name} is taken for dead "
+            f"({self.health.why}); next try in {wait:.2f} s",
+            server=self.name,
+        )
+
+    def _refuse(self, slot: Slot, error: MemcacheError) -> None:
+        self._loop.call_soon(self._fail, slot, error, context=NOBODY)
+
+    def _fail(self, slot: Slot, error: MemcacheError) -> None:
+        error.server = error.server or self.name
+        if not slot.abandoned():
+            self.failed(slot, error)
+        slot.fail(error)
+
+    def failed(self, slot: Slot, error: MemcacheError) -> None:
+        """Counts the calls of ``slot`` as failed; the first after good ones is logged."""
+        if not isinstance(error, ClientClosed):
+            self.health.failed(deadlines.clock(), error, slot.weight)
+
+    def _choose(self, slot: Slot) -> Connection | None:
+        """Returns the connection that takes ``slot`` now, None if it has to wait."""
+        bound = self._bound_to(slot)
+        if bound:
+            # Two at once can only be for a request of many keys: it waits.
+            return bound[0] if len(bound) == 1 else None
+        if self._line and self._line.first is not slot:
+            return None
+        good = [one for one in self._connections if one.open and not one.late]
+        clear = [one for one in good if not one.large]
+        if len(slot.request.value) > LARGE_WORK:
+            clear = [one for one in clear if one.idle]
+        if clear:
+            return clear[0]  # gathering works best on one
+        if not good or self._may_grow() or any(one.connecting for one in self._connections):
+            return None
+        return min(good, key=lambda one: one.owing)
+
+    def _bound_to(self, slot: Slot) -> list[Connection]:
+        """Returns the connections on which a write of one of the keys is unanswered."""
+        bound = []
+        for connection in self._connections:
+            if not connection.settled:
+                keys = connection.bind()
+                if keys and any(key in keys for key in slot.keys):
+                    bound.append(connection)
+        return bound
+
+    def _wait(self, slot: Slot) -> None:
+        """Puts ``slot`` in line; what it waits for is a connection, under its own deadline."""
+        slot.place = self
+        self._line.add(slot)
+        self._deadlines.watch(self, slot.deadline)
+        waiter = slot.waiter
+        if type(waiter) is asyncio.Future:
+            # Any other waiter tells its slot that it went away.
+            waiter.add_done_callback(lambda _: self.left(slot), context=NOBODY)
+        self._grow()
+
+    def left(self, slot: Slot) -> None:
+        """Notes that a caller in line went away. Nobody connects for nobody."""
+        line = self._line
+        while line and line.first.abandoned():
+            self.pending -= line.pop().weight
+        if not line:
+            self._nobody_waits()
+
+    def _nobody_waits(self) -> None:
+        self._deadlines.rest(self)
+        for connection in [one for one in self._connections if one.connecting]:
+            self.health.probing = False
+            self._connections.remove(connection)
+            connection.close(ConnectionFailed("nobody waits", server=self.name))
+        self.reconsider()
+
+    # -- growing
+
+    def _may_grow(self) -> bool:
+        if len(self._connections) >= self._settings.max_connections:
+            return False
+        return not (self.closed or deadlines.clock() < self._grow_at)
+
+    def _grow(self) -> None:
+        """Opens one connection for the line, unless one is being opened."""
+        if self._may_grow() and not any(one.connecting for one in self._connections):
+            connection = Connection(self, self.server, self._settings, self._deadlines, self._loop)
+            self._connections.append(connection)
+            connection.connect(self._io_loop, self._resolver)
+
+    def opened(self, connection: Connection) -> None:
+        connection.hold()
+        self._serve_line()
+
+    def _serve_line(self) -> None:
+        line = self._line
+        while line:
+            slot = line.first
+            if slot.abandoned():
+                self.pending -= line.pop().weight
+                continue
+            connection = self._choose(slot)
+            if connection is None:
+                self._grow()
+                break
+            line.pop()
+            connection.hold()
+            connection.send(slot)
+        if not line:
+            self._deadlines.rest(self)
+        self._find_usable()
+
+    def reconsider(self) -> None:
+        """Serves the line, and finds out again which connection takes calls unasked."""
+        if self._line and not self.health.dead:
+            self._serve_line()
+        else:
+            self._find_usable()
+
+    def _find_usable(self) -> None:
+        self.usable = None
+        if self.health.dead or self._line or self.pending >= self._settings.max_pending:
+            return
+        for chosen in self._connections:
+            if chosen.open and not chosen.late and not chosen.large:
+                break
+        else:
+            return
+        for other in self._connections:
+            if other is not chosen and not other.settled and other.bind():
+                return
+        chosen.bound = None
+        self.usable = chosen
+
+    # -- what connections tell
+
+    def heard(self) -> None:
+        if self.health.troubled and self.health.heard(deadlines.clock()):
+            self._serve_line()
+        elif self.usable is None:
+            self.reconsider()
+
+    def caught_up(self, connection: Connection) -> None:
+        self.reconsider()
+
+    def became_late(self, connection: Connection, asked_at: float) -> None:
+        now = deadlines.clock()
+        why = Timeout("timed out", server=self.name, phase="reply")
+        self.health.silence(asked_at, now, why)
+        if self.health.dead and not self.health.probing:
+            self._fail_line(why)
+        self.reconsider()
+
+    def _failure_for(self, slot: Slot, error: MemcacheError) -> MemcacheError:
+        """Returns ``error`` as the outcome of one slot."""
+        if isinstance(error, (ConnectionFailed, Timeout)):
+            return error.of(slot.asked(), slot.sent and slot.writes)
+        return error.twin()
+
+    def lost(
+        self, connection: Connection, error: MemcacheError, owed: list[Slot], unsent: list[Slot]
+    ) -> None:
+        """Takes a closed connection out, and decides on what was under way on it."""
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        if isinstance(error, ConnectionRefused):
+            error = ConnectionFailed(str(error), server=self.name, phase="connecting")
+        made = connection.heard or connection.late
+        if isinstance(error, _Unmade) and error.phase != "reply":
+            made = False
+        if not connection.connecting:
+            self.generation += 1
+        again, failed = self._sort_out(error, owed, unsent)
+        for slot in failed:
+            self.pending -= slot.weight
+            if self.closed:
+                self._fail(slot, self._failure_for(slot, error))
+            elif not slot.abandoned():
+                self._refuse(slot, self._failure_for(slot, error))
+        for slot in again:
+            slot.retried, slot.sent, slot.place = True, False, self
+            self._line.add(slot)
+            self._deadlines.watch(self, slot.deadline)
+        if not self.closed:
+            if not made:
+                self._connect_failed(error)
+            self._serve_line()
+
+    def _sort_out(
+        self, error: MemcacheError, owed: list[Slot], unsent: list[Slot]
+    ) -> tuple[list[Slot], list[Slot]]:
+        """Returns what of a lost connection is tried again, and what has failed.
+
+        Once, within the same deadline: what was not sent, and what only
+        reads and had no byte of its reply.
+        """
+        untouched = isinstance(error, ConnectionFailed) and error.phase == "connecting"
+        again, failed = [], []
+        for slot in owed + unsent:
+            if self.closed or slot.retried or slot.abandoned():
+                failed.append(slot)
+            elif not slot.sent or untouched:
+                again.append(slot)
+            elif isinstance(error, ConnectionFailed) and slot.idempotent and not slot.begun():
+                again.append(slot)
+            else:
+                failed.append(slot)
+        return again, failed
+
+    def _connect_failed(self, error: MemcacheError) -> None:
+        """A connection was not made, or was closed before it had said anything."""
+        now = deadlines.clock()
+        if any(one.open and not one.late for one in self._connections):
+            # The server is there and takes no more: live with what there is.
+            self._grow_at = now + FIRST_PAUSE
+            return
+        unmade = isinstance(error, _Unmade) and error.phase != "reply"
+        if unmade and not isinstance(error, Timeout):
+            self.health.refused(now, error)
+        else:
+            self.health.silence(now, now, error)
+        if unmade or self.health.dead:
+            self._fail_line(error)
+
+    def _fail_line(self, error: MemcacheError) -> None:
+        self._deadlines.rest(self)
+        for slot in self._line.clear():
+            self.pending -= slot.weight
+            if not slot.abandoned():
+                self._refuse(slot, self._failure_for(slot, error))
+
+    # -- the line as a lane of deadlines
+
+    def next_deadline(self) -> float:
+        return self._line.next_deadline
+
+    def catch_up(self) -> None:
+        """Nothing can have come for a slot that was not sent."""
+
+    def expire(self, now: float) -> None:
+        line = self._line
+        while line.next_deadline <= now:
+            slot = line.pop()
+            error, awaited = self.failure_of(slot), not slot.abandoned()
+            until = slot.expire(error, now)
+            if until:
+                slot.deadline = until
+                self._wait(slot)
+                continue
+            self.pending -= slot.weight
+            if awaited:
+                self.failed(slot, error)
+                self.health.silence(slot.deadline - self._settings.request_timeout, now, error)
+        if not line:
+            self._nobody_waits()
+
+    def phase_of(self, slot: Slot) -> str:
+        for connection in self._connections:
+            if connection.connecting:
+                return connection.phase
+        return "waiting"
+
+    def failure_of(self, slot: Slot) -> Timeout:
+        return Timeout("timed out", server=self.name, phase=self.phase_of(slot), asked=slot.asked())
+
+    # -- the whole
+
+    def close(self) -> None:
+        """Closes all connections; what is under way fails with `.ClientClosed`."""
+        self.closed = True
+        self.usable = None
+        error = ClientClosed("the client was closed", server=self.name)
+        for connection in list(self._connections):
+            connection.close(error)
+        self._deadlines.rest(self)
+        for slot in self._line.clear():
+            self.pending -= slot.weight
+            slot.fail(error.twin())
+
+    def abandon(self) -> int:
+        """Lets go of everything of a closed loop; returns how many calls were lost."""
+        self.closed, self.usable = True, None
+        for connection in self._connections:
+            connection.abandon()
+        lost, self.pending = self.pending, 0
+        self._connections.clear()
+        self._line.clear()
+        return lost
+
+    def counts(self) -> dict[str, int]:
+        """Returns the pool's accounts: idle + busy + connecting + late = open <= limit."""
+        connections = self._connections
+        late = sum(one.late for one in connections)
+        connecting = sum(one.connecting for one in connections)
+        idle = sum(one.open and not one.late and one.idle for one in connections)
+        return {
+            "idle": idle,
+            "busy": len(connections) - late - connecting - idle,
+            "connecting": connecting,
+            "late": late,
+            "open": len(connections),
+            "limit": self._settings.max_connections,
+            "waiting": len(self._line),
+            "pending": self.pending,
+        }
+
+    def __repr__(self) -> str:
+        counts = " ".join(f"{name}={value}" for name, value in self.counts().items())
+        return f"<Pool {self.name} {self.health!r} {counts}>"

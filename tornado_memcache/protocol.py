@@ -1,0 +1,366 @@
+"""What is asked of a server and what it owes: requests, replies, slots.
+
+Knows the limits of memcached's protocol (protocol.txt), the order in which
+replies are owed, and how bytes are handed to the slot that waits for them.
+It must not know a socket, a loop, a clock, or who waits for an outcome: a
+**waiter** is anything with ``done``, ``set_result``, ``set_exception`` and
+``exception``. How a verb is written and its reply is read belongs to the
+dialects.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from typing import Protocol as Structure
+
+from .errors import MemcacheError, ProtocolError, Timeout, shown
+
+#: A reply line (without its data block) is never longer than this.
+MAX_LINE = 2048
+#: The answer of a server at its limit of connections, before any request.
+TOO_MANY_CONNECTIONS = b"ERROR Too many open connections"
+#: A block longer than this is received into a buffer of its own size.
+STREAMED_BLOCK = 16 * 1024
+#: A large buffer is kept until a connection was idle so often without using it.
+RESTS_KEPT = 32
+#: Work above this many bytes, asked or announced, is large: it gets a
+#: connection without other callers where there is one.
+LARGE_WORK = 64 * 1024
+
+
+class Request(NamedTuple):
+    """One request, in bytes and integers, as a dialect encodes it.
+
+    ``keys`` and ``value`` are sent as they are; build requests through
+    `.Client` unless you are a proxy, and check keys with `key_bytes`.
+    """
+
+    verb: bytes
+    keys: tuple[bytes, ...] = ()
+    value: bytes = b""
+    flags: int = 0
+    exptime: int = 0
+    cas_unique: int = 0
+    delta: int = 0
+    noreply: bool = False
+    argument: bytes = b""
+
+    def asked(self) -> str:
+        """Returns what a message says of the request: its verb and first key."""
+        verb = self.verb.decode("latin-1")
+        if not self.keys:
+            return verb
+        more = f" and {len(self.keys) - 1} more" if len(self.keys) > 1 else ""
+        return f"{verb} {shown(self.keys[0])}{more}"
+
+
+class Item(NamedTuple):
+    """One item of a retrieval: its value as stored, its flags, its cas_unique."""
+
+    value: bytes
+    flags: int
+    cas_unique: int | None = None
+
+
+class Reply(NamedTuple):
+    """What the server answered, in bytes and integers.
+
+    ``status`` is the word of the reply line (``b"STORED"``, ``b"END"``;
+    ``b"NUMBER"`` for the bare number of incr and decr). ``items`` maps
+    the keys of the hits of a retrieval, ``stats`` the names of ``stats``.
+    """
+
+    status: bytes
+    items: dict[bytes, Item] = {}
+    number: int = 0
+    text: bytes = b""
+    stats: dict[str, str] = {}
+
+
+class Waiter(Structure):
+    """What waits for an outcome: a Future, or a call."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, error: Any, /) -> None: ...
+    def exception(self) -> Any: ...
+
+
+def fail(waiter: Waiter, error: MemcacheError) -> None:
+    """Ends ``waiter`` with ``error``, unless it has ended.
+
+    A Future is marked as retrieved: that it failed is counted and logged
+    by the pool, once, and not again by the garbage collector.
+    """
+    if not waiter.done():
+        waiter.set_exception(error)
+        waiter.exception()
+
+
+def outlives(waiter: Waiter, now: float) -> float:
+    """Returns the moment until which ``waiter`` waits on after ``now``, or 0.
+
+    Only a call with a timeout of its own knows one.
+    """
+    if waiter.done():
+        return 0.0
+    moment: float = getattr(waiter, "own_deadline", None) or 0.0
+    return moment if moment > now else 0.0
+
+
+class ConnectionRefused(ProtocolError):
+    """The server answered, before any request, that it takes no more connections."""
+
+
+class Place(Structure):
+    """Where a slot stands: it tells the phase of what waits there."""
+
+    def phase_of(self, slot: "Slot") -> str: ...
+    def failure_of(self, slot: "Slot") -> Timeout: ...
+    def failed(self, slot: "Slot", error: MemcacheError) -> None: ...
+    def left(self, slot: "Slot") -> None: ...
+
+
+class Slot:
+    """A reply that is owed to a waiter, from its submission to its last byte.
+
+    ``deadline`` is the moment by which the server has to answer; it also
+    ends the waiters that have no timeout of their own. ``sent`` is set
+    once any of the request's bytes may have left.
+    """
+
+    __slots__ = (
+        "request",
+        "waiter",
+        "outcome",
+        "deadline",
+        "sent",
+        "retried",
+        "reply",
+        "confirms",
+        "place",
+    )
+
+    writes = False
+    idempotent = False
+
+    def __init__(
+        self,
+        request: Request,
+        waiter: Waiter | None,
+        outcome: Callable[[Reply], Any] | None,
+        deadline: float,
+    ) -> None:
+        self.request = request
+        self.waiter = waiter
+        self.outcome = outcome
+        self.deadline = deadline
+        self.sent = False
+        self.retried = False
+        self.reply: Reply | MemcacheError | None = None
+        #: Keys of noreply writes that only this slot's reply can confirm.
+        self.confirms: Sequence[bytes] = ()
+        self.place: Place | None = None
+
+    @property
+    def keys(self) -> Sequence[bytes]:
+        return self.request.keys
+
+    @property
+    def weight(self) -> int:
+        """How many calls the slot counts for against ``max_pending``."""
+        return 1
+
+    def asked(self) -> str:
+        return self.request.asked()
+
+    def encode(self) -> list[bytes]:
+        """Returns the request's bytes, a large value as a piece of its own."""
+        raise NotImplementedError
+
+    def read(self, data: bytes, position: int, protocol: "OwedReplies") -> int:
+        """Reads on from ``position``; returns where it stopped.
+
+        The reply is whole when ``self.reply`` is set. Raises
+        `.ProtocolError` for what cannot be a reply to this request.
+        """
+        raise NotImplementedError
+
+    def read_block(self, block: bytes) -> None:
+        """Takes the block that was received in a buffer of its own."""
+        raise NotImplementedError
+
+    def begun(self) -> bool:
+        """True once any part of the reply has been read."""
+        return False
+
+    def abandoned(self) -> bool:
+        """True if nobody waits any more."""
+        return self.waiter is None or self.waiter.done()
+
+    def deliver(self) -> None:
+        """Hands the reply to the waiter. Called once, outside of the parser."""
+        waiter, reply = self.waiter, self.reply
+        self.waiter = None
+        if waiter is None or waiter.done():
+            return
+        assert reply is not None and self.outcome is not None
+        if isinstance(reply, MemcacheError):
+            fail(waiter, reply)
+            return
+        try:
+            result = self.outcome(reply)
+        except MemcacheError as error:
+            fail(waiter, error)
+        else:
+            waiter.set_result(result)
+
+    def fail(self, error: MemcacheError) -> None:
+        """Ends the waiter with ``error``."""
+        waiter = self.waiter
+        self.waiter = None
+        if waiter is not None:
+            fail(waiter, error)
+
+    def expire(self, error: MemcacheError, now: float) -> float:
+        """Ends whoever has no later deadline of its own with ``error``.
+
+        Returns the moment until which the rest waits, 0 if there is none.
+        """
+        if self.waiter is None:
+            return 0.0
+        until = outlives(self.waiter, now)
+        if not until:
+            self.fail(error)
+        return until
+
+    def expire_waiter(self, waiter: Any) -> None:
+        """Ends one waiter whose own deadline has come."""
+        assert self.place is not None
+        error = self.place.failure_of(self)
+        self.place.failed(self, error)
+        fail(waiter, error)
+        self.place.left(self)
+
+    def waiter_left(self, waiter: Any) -> None:
+        """Notes that a waiter was cancelled."""
+        if self.place is not None:
+            self.place.left(self)
+
+    def __repr__(self) -> str:
+        state = "read" if self.reply else "sent" if self.sent else "unsent"
+        return f"<{type(self).__name__} {self.asked()} {state}>"
+
+
+class OwedReplies:
+    """The FIFO of the slots that one connection owes, and its parser's state.
+
+    Pure: bytes go in through `receive_data` (or straight into `block`),
+    finished slots come out, in order. After a `.ProtocolError` `failure`
+    is set and nothing more is read.
+    """
+
+    __slots__ = (
+        "owed",
+        "max_value_size",
+        "failure",
+        "block",
+        "filled",
+        "_buffer",
+        "_rests",
+        "_tail",
+    )
+
+    def __init__(self, max_value_size: int) -> None:
+        self.owed: deque[Slot] = deque()
+        self.max_value_size = max_value_size
+        self.failure: ProtocolError | None = None
+        #: The block that is being received, and how much of it is there.
+        self.block: memoryview | None = None
+        self.filled = 0
+        self._buffer = bytearray()
+        self._rests = 0
+        self._tail = b""
+
+    def clean(self) -> bool:
+        """True if nothing is owed, half read or buffered."""
+        return not (self.owed or self._tail or self.failure or self.block is not None)
+
+    def reading(self) -> bool:
+        """True while the first reply that is owed has come in part."""
+        return bool(self._tail) or self.block is not None
+
+    def receive_data(self, data: bytes) -> list[Slot]:
+        """Reads ``data`` and returns the slots that it has finished, in order."""
+        finished: list[Slot] = []
+        if self.failure is not None:
+            return finished
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        owed, position, size = self.owed, 0, len(data)
+        try:
+            while position < size:
+                if not owed:
+                    if data.startswith(TOO_MANY_CONNECTIONS):
+                        raise ConnectionRefused("the server is at its limit of connections")
+                    raise ProtocolError("the server sent bytes that nobody asked for")
+                slot = owed[0]
+                start, position = position, slot.read(data, position, self)
+                if slot.reply is not None:
+                    finished.append(owed.popleft())
+                    if self.failure is not None:
+                        return finished
+                elif self.block is not None:
+                    return finished
+                elif position == start:
+                    self._keep(data[position:])
+                    return finished
+        except ProtocolError as error:
+            self.failure = error
+        return finished
+
+    def _keep(self, tail: bytes) -> None:
+        if len(tail) > MAX_LINE + STREAMED_BLOCK:
+            raise ProtocolError(f"the server sent a line of over {MAX_LINE} bytes")
+        self._tail = tail
+
+    def find_line(self, data: bytes, position: int) -> int:
+        """Returns where the line at ``position`` ends, -1 if it has no end yet."""
+        end = data.find(b"\r\n", position, position + MAX_LINE)
+        if end < 0 and len(data) - position >= MAX_LINE:
+            raise ProtocolError(f"the server sent a line of over {MAX_LINE} bytes")
+        return end
+
+    def stream_block(self, length: int, received: bytes) -> None:
+        """Has a block of ``length`` bytes and its CRLF received into a buffer.
+
+        The buffer is used again: fresh megabytes cost more in page faults
+        than the copy out of an old one.
+        """
+        if len(self._buffer) < length + 2:
+            self._buffer = bytearray(length + 2)
+        self._rests = 0
+        self.block, self.filled = memoryview(self._buffer)[: length + 2], len(received)
+        self.block[: len(received)] = received
+
+    def receive_block(self, count: int) -> list[Slot]:
+        """Notes that ``count`` more bytes of `block` have come; as `receive_data`."""
+        assert self.block is not None
+        self.filled += count
+        if self.filled < len(self.block):
+            return []
+        block, self.block, self.filled = self.block, None, 0
+        with block:
+            if bytes(block[-2:]) == b"\r\n":
+                self.owed[0].read_block(bytes(block[:-2]))
+            else:
+                self.failure = ProtocolError("a data block does not end with CRLF")
+        return []
+
+    def tidy(self) -> None:
+        """Called when nothing is owed: gives a large buffer back that is not used any more."""
+        if len(self._buffer) > LARGE_WORK and self.block is None:
+            self._rests += 1
+            if self._rests > RESTS_KEPT:
+                self._buffer = bytearray()

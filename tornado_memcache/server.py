@@ -1,0 +1,449 @@
+"""The front door of a memcached server, and the server that lives in this process.
+
+A `FrontDoor` accepts clients, hands their requests to a **handler** and
+writes what it replies, in order. The handler is the one seam: a callable
+that takes a `.Request` and returns a `.Reply`, or an awaitable of one. A
+`StoreHandler` answers out of a `.Store`; `EmbeddedServer` is the two of them
+with an address.
+
+This file knows sockets and who is connected. It must not know how a request
+is written (`.text_server`) or what a verb does to an item (`.store`).
+"""
+
+import asyncio
+import contextvars
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+
+from tornado.iostream import IOStream, StreamClosedError
+from tornado.tcpserver import TCPServer
+
+from .errors import ClientError, MemcacheError
+from .protocol import TOO_MANY_CONNECTIONS, Item, Reply, Request
+from .store import MAX_BYTES, MAX_ITEM_SIZE, Store
+from .text_server import RequestReader, Settled, encode_reply
+
+logger = logging.getLogger("tornado_memcache.server")
+
+#: The memcached whose answers these are; clients look at its numbers.
+VERSION = b"1.6.18"
+
+#: A handler of requests: the seam between the front door and what is behind it.
+Handler = Callable[[Request], Reply | Awaitable[Reply]]
+
+#: At most this many bytes are read from a client before they are answered.
+_READ_BYTES = 64 * 1024
+#: Replies above this many bytes are written, and taken by the client,
+#: before the next ones are made.
+_WRITE_BYTES = 256 * 1024
+#: At most this many requests of a client are under way in the handler.
+_UNDER_WAY = 100
+#: As memcached's own.
+_BACKLOG = 1024
+
+
+def failure(error: Exception) -> Reply:
+    """Returns the reply that tells a client of ``error`` (protocol.txt, "Error strings").
+
+    What is no `.MemcacheError` is a fault of the handler: it is logged,
+    and the client is told no more than that.
+    """
+    if isinstance(error, MemcacheError):
+        status = b"CLIENT_ERROR" if isinstance(error, ClientError) else b"SERVER_ERROR"
+        return Reply(status, text=str(error).encode("utf-8", "replace"))
+    logger.error("A handler of requests failed", exc_info=error)
+    return Reply(b"SERVER_ERROR", text=b"internal error")
+
+
+class FrontDoor(TCPServer):
+    """Accepts memcached clients and lets ``handler`` answer them.
+
+    Arguments: the ``handler``; ``too_large(key, flags, length)``, which
+    says of which values not even the block is received; ``max_clients``,
+    above which a client is turned away as memcached does it.
+
+    A client's bytes are read in chunks, and all replies to a chunk leave in
+    one write. While a client does not take its replies, it is not read.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        too_large: Callable[[bytes, int, int], bool],
+        max_clients: int = 1024,
+    ) -> None:
+        super().__init__(max_buffer_size=4 * _READ_BYTES, read_chunk_size=_READ_BYTES)
+        self.max_clients = max_clients
+        #: How many clients have been accepted, ever.
+        self.accepted = 0
+        self._handler = handler
+        self._too_large = too_large
+        self._clients: dict[asyncio.Task[None], IOStream] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.connected} clients>"
+
+    @property
+    def connected(self) -> int:
+        """How many clients are connected."""
+        return len(self._clients)
+
+    def handle_stream(self, stream: IOStream, address: object) -> None:
+        """Serves a client until it leaves. Called by `.TCPServer`."""
+        if len(self._clients) >= self.max_clients:
+            try:
+                stream.write(TOO_MANY_CONNECTIONS + b"\r\n")
+            except StreamClosedError:
+                pass
+            stream.close()
+            return
+        self.accepted += 1
+        stream.set_nodelay(True)
+        task = asyncio.ensure_future(self._serve(stream))
+        self._clients[task] = stream
+        task.add_done_callback(self._forget)
+
+    def stop(self) -> None:
+        """Stops accepting and closes every client's connection, at once.
+
+        The clients' tasks end in the next iteration of the loop; `close`
+        waits for them. May be called twice.
+        """
+        super().stop()
+        for task, stream in list(self._clients.items()):
+            stream.close()
+            task.cancel()
+
+    async def close(self) -> None:
+        """Stops, and returns when nothing is left of it."""
+        self.stop()
+        if self._clients:
+            await asyncio.wait(list(self._clients))
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        stream = self._clients.pop(task)
+        stream.close()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("Serving a client failed", exc_info=error)
+
+    async def _serve(self, stream: IOStream) -> None:
+        reader = RequestReader(self._too_large)
+        try:
+            while not reader.closed:
+                reading = asyncio.ensure_future(stream.read_bytes(_READ_BYTES, partial=True))
+                if reading.done():
+                    # One who always has bytes there must not keep the loop.
+                    await asyncio.sleep(0)
+                await self._answer(stream, reader.receive_data(await reading))
+        except StreamClosedError:
+            pass
+
+    async def _answer(self, stream: IOStream, asked: Sequence[Request | Settled]) -> None:
+        pieces: list[bytes] = []
+        size = 0
+        for start in range(0, len(asked), _UNDER_WAY):
+            some = asked[start : start + _UNDER_WAY]
+            answers = [self._begin(one) for one in some]
+            try:
+                for one, answer in zip(some, answers):
+                    if isinstance(answer, asyncio.Future):
+                        answer = await _outcome(answer)
+                    for piece in _encode(one, answer):
+                        pieces.append(piece)
+                        size += len(piece)
+                        if size > _WRITE_BYTES:
+                            await stream.write(b"".join(pieces))
+                            pieces, size = [], 0
+            finally:
+                for answer in answers:
+                    if isinstance(answer, asyncio.Future):
+                        answer.cancel()
+        if pieces:
+            await stream.write(b"".join(pieces))
+
+    def _begin(self, one: Request | Settled) -> Settled | Reply | asyncio.Future[Reply]:
+        """Asks the handler. What it has to wait for goes on while others are asked."""
+        if isinstance(one, Settled):
+            return one
+        try:
+            answer = self._handler(one)
+            return answer if isinstance(answer, Reply) else asyncio.ensure_future(answer)
+        except Exception as error:
+            return failure(error)
+
+
+async def _outcome(answer: asyncio.Future[Reply]) -> Reply:
+    # Not awaited itself: that it was cancelled is no reason to end the client's task.
+    await asyncio.wait([answer])
+    if answer.cancelled():
+        return Reply(b"SERVER_ERROR", text=b"cancelled")
+    error = answer.exception()
+    if isinstance(error, Exception):
+        return failure(error)
+    return answer.result()
+
+
+def _encode(one: Request | Settled, answer: Settled | Reply) -> Iterable[bytes]:
+    if isinstance(one, Settled):
+        return (one.line + b"\r\n",) if one.line else ()
+    assert isinstance(answer, Reply)
+    return encode_reply(one, answer)
+
+
+class StoreHandler:
+    """Answers requests out of a `.Store`: a handler for a `FrontDoor`.
+
+    ``facts`` gives what ``stats`` tells of the server beside its items.
+    """
+
+    def __init__(self, store: Store, facts: Callable[[], dict[str, object]] = dict) -> None:
+        self.store = store
+        self._facts = facts
+        self._verbs: dict[bytes, Callable[[Request], Reply]] = {
+            b"get": self._get,
+            b"gets": self._get,
+            b"gat": self._get,
+            b"gats": self._get,
+            b"set": self._set,
+            b"add": self._set,
+            b"replace": self._set,
+            b"append": self._extend,
+            b"prepend": self._extend,
+            b"cas": self._cas,
+            b"incr": self._count,
+            b"decr": self._count,
+            b"delete": self._delete,
+            b"touch": self._touch,
+            b"flush_all": self._flush_all,
+            b"version": lambda request: Reply(b"VERSION", text=VERSION),
+            b"verbosity": lambda request: Reply(b"OK"),
+            b"stats": self._stats,
+        }
+
+    def __call__(self, request: Request) -> Reply:
+        """Returns the reply to ``request``. Raises `.ClientError` where it is refused."""
+        verb = self._verbs.get(request.verb)
+        return verb(request) if verb is not None else Reply(b"ERROR")
+
+    def _get(self, request: Request) -> Reply:
+        items: dict[bytes, Item] = {}
+        store, touches = self.store, request.verb.startswith(b"gat")
+        for key in request.keys:
+            item = store.gat(key, request.exptime) if touches else store.get(key)
+            if item is not None:
+                items[key] = item
+        return Reply(b"END", items)
+
+    def _set(self, request: Request) -> Reply:
+        store = {b"set": self.store.set, b"add": self.store.add, b"replace": self.store.replace}
+        return Reply(
+            store[request.verb](request.keys[0], request.value, request.flags, request.exptime)
+        )
+
+    def _extend(self, request: Request) -> Reply:
+        extend = self.store.append if request.verb == b"append" else self.store.prepend
+        return Reply(extend(request.keys[0], request.value))
+
+    def _cas(self, request: Request) -> Reply:
+        return Reply(
+            self.store.cas(
+                request.keys[0],
+                request.value,
+                request.flags,
+                request.exptime,
+                request.cas_unique,
+            )
+        )
+
+    def _count(self, request: Request) -> Reply:
+        count = self.store.incr if request.verb == b"incr" else self.store.decr
+        number = count(request.keys[0], request.delta)
+        if number is None:
+            return Reply(b"NOT_FOUND")
+        return Reply(b"NUMBER", number=number)
+
+    def _delete(self, request: Request) -> Reply:
+        return Reply(b"DELETED" if self.store.delete(request.keys[0]) else b"NOT_FOUND")
+
+    def _touch(self, request: Request) -> Reply:
+        touched = self.store.touch(request.keys[0], request.exptime)
+        return Reply(b"TOUCHED" if touched else b"NOT_FOUND")
+
+    def _flush_all(self, request: Request) -> Reply:
+        self.store.flush_all(request.exptime)
+        return Reply(b"OK")
+
+    def _stats(self, request: Request) -> Reply:
+        store = self.store
+        about, _, _ = request.argument.partition(b" ")
+        if about == b"reset":
+            store.reset_counts()
+            return Reply(b"RESET")
+        facts: dict[str, object] = {}
+        if not about:
+            facts = {**self._facts(), **store.counts}
+            facts.update(curr_items=len(store), bytes=store.bytes, limit_maxbytes=store.max_bytes)
+        elif about == b"settings":
+            facts = {"maxbytes": store.max_bytes, "item_size_max": store.max_item_size}
+        elif about == b"items":
+            # There are no slab classes here: all items are in one.
+            if len(store):
+                facts = {"items:1:number": len(store)}
+        elif about == b"slabs":
+            facts = {"active_slabs": 0, "total_malloced": 0}
+        else:
+            return Reply(b"ERROR")
+        return Reply(b"END", stats={name: str(value) for name, value in facts.items()})
+
+
+def _listen(family: socket.AddressFamily, address: str | tuple[str, int]) -> socket.socket:
+    """Returns a socket that listens. One that cannot is closed, which Tornado's own is not."""
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        if isinstance(address, str):
+            if os.path.exists(address) and stat.S_ISSOCK(os.stat(address).st_mode):
+                os.unlink(address)  # (left behind by a server that was killed)
+            listening.bind(address)
+            os.chmod(address, 0o600)
+        else:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        listening.listen(_BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+class EmbeddedServer:
+    """A memcached in this process, for demos and tests.
+
+    It answers the classic text commands as memcached 1.6.18 does, to any
+    client on its address::
+
+        async with EmbeddedServer() as server:
+            client = Client([server.address])
+
+    Arguments: ``port`` (0 takes a free one), ``host`` (an address of this
+    machine; nothing but this machine reaches the default), or ``path`` for
+    a unix socket, which only the user can open. ``clock`` gives the seconds
+    that exptimes are counted by: a test may turn it by hand. ``max_bytes``,
+    ``max_item_size`` and ``max_items`` are those of `.Store`,
+    ``max_clients`` is that of `FrontDoor`.
+
+    A server that is stopped and started again keeps its port and its items
+    (``store.flush_all()`` drops them). Binding raises `OSError` where the
+    address is not to be had.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        *,
+        path: str | None = None,
+        clock: Callable[[], float] = time.time,
+        max_item_size: int = MAX_ITEM_SIZE,
+        max_bytes: int = MAX_BYTES,
+        max_items: int | None = None,
+        max_clients: int = 1024,
+    ) -> None:
+        self.port = port
+        self.host = host
+        self.path = path
+        self.max_clients = max_clients
+        self.store = Store(
+            clock, max_item_size=max_item_size, max_bytes=max_bytes, max_items=max_items
+        )
+        self._handler = StoreHandler(self.store, self._facts)
+        self._clock = clock
+        self._door: FrontDoor | None = None
+        self._started = 0.0
+
+    def __repr__(self) -> str:
+        state = f"{self.address} {self._door.connected} clients" if self._door else "stopped"
+        return f"<{type(self).__name__} {state}>"
+
+    @property
+    def address(self) -> str:
+        """The address as `.Client` takes it: ``"127.0.0.1:11211"`` or ``"unix:/path"``.
+
+        Raises `RuntimeError` while no port is known: before the first `start`.
+        """
+        if self.path is not None:
+            return f"unix:{self.path}"
+        if not self.port:
+            raise RuntimeError("the server has no port before it is started")
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Binds the address and serves on the current loop until `stop`."""
+        if self._door is not None:
+            raise RuntimeError("the server is running")
+        if self.path is not None:
+            listening = _listen(socket.AF_UNIX, self.path)
+        else:
+            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+            listening = _listen(family, (self.host, self.port))
+            self.port = listening.getsockname()[1]
+        door = FrontDoor(
+            self._handler, too_large=self.store.too_large, max_clients=self.max_clients
+        )
+        # The clients' tasks outlive the one that starts the server: they
+        # begin in an empty context and not in its own.
+        contextvars.Context().run(door.add_socket, listening)
+        self._door, self._started = door, self._clock()
+
+    def stop(self) -> None:
+        """Stops listening and closes all connections, at once. May be called twice."""
+        door, self._door = self._door, None
+        if door is not None:
+            door.stop()
+            self._unlink()
+
+    async def close(self) -> None:
+        """Stops, and returns when no task of the server is left."""
+        door = self._door
+        self.stop()
+        if door is not None:
+            await door.close()
+
+    async def __aenter__(self) -> "EmbeddedServer":
+        self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _unlink(self) -> None:
+        if self.path is not None:
+            try:
+                os.unlink(self.path)
+            except FileNotFoundError:
+                pass
+
+    def _facts(self) -> dict[str, object]:
+        door, now = self._door, self._clock()
+        return {
+            "pid": os.getpid(),
+            "uptime": int(now - self._started),
+            "time": int(now),
+            "version": VERSION.decode(),
+            "pointer_size": 64,
+            "curr_connections": door.connected if door else 0,
+            "total_connections": door.accepted if door else 0,
+            "max_connections": self.max_clients,
+            "threads": 1,
+        }

@@ -1,0 +1,40 @@
+"""The settings of a client, checked once.
+
+Knows which values a setting may have. It must not know what it is for.
+"""
+
+from typing import NamedTuple
+
+from .arguments import check_integer, check_seconds
+
+#: memcached's own default limit on a value, in bytes (``-I``).
+DEFAULT_VALUE_SIZE = 1024 * 1024
+
+
+class Settings(NamedTuple):
+    """What pools and connections go by. Lengths are seconds, sizes bytes."""
+
+    connect_timeout: float = 0.5
+    request_timeout: float = 1.0
+    max_connections: int = 4
+    max_pending: int = 100_000
+    dead_retry: float = 30.0
+    silences_until_dead: int = 3
+    max_value_size: int = DEFAULT_VALUE_SIZE
+
+    def checked(self) -> "Settings":
+        """Returns the settings with every value checked.
+
+        Raises `TypeError` and `.InvalidRequest`, which name the setting.
+        """
+        return self._replace(
+            connect_timeout=check_seconds("connect_timeout", self.connect_timeout),
+            request_timeout=check_seconds("request_timeout", self.request_timeout),
+            max_connections=check_integer("max_connections", self.max_connections, 1, 10_000),
+            max_pending=check_integer("max_pending", self.max_pending, 1, 1 << 31),
+            dead_retry=check_seconds("dead_retry", self.dead_retry),
+            silences_until_dead=check_integer(
+                "silences_until_dead", self.silences_until_dead, 1, 1 << 31
+            ),
+            max_value_size=check_integer("max_value_size", self.max_value_size, 1, 1 << 30),
+        )

@@ -1,0 +1,373 @@
+r"""The slots of the text dialect: how each reply is read, and to whom it goes.
+
+Knows the grammar of replies (protocol.txt, quoted above the code that
+reads it) and that waiters have outcomes. It must not know a socket, a
+loop, or who waits.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .errors import (
+    ClientError,
+    ConnectionFailed,
+    MemcacheError,
+    ProtocolError,
+    ReplyError,
+    Timeout,
+    shown,
+)
+from .protocol import (
+    STREAMED_BLOCK,
+    TOO_MANY_CONNECTIONS,
+    ConnectionRefused,
+    Item,
+    OwedReplies,
+    Reply,
+    Request,
+    Slot,
+    Waiter,
+    fail,
+    outlives,
+)
+from .text import MAX_STATS, VERBS, encode_request, error_of, headers, read_number
+
+
+def refusal(slot: Slot, line: bytes) -> ReplyError:
+    """Returns the error line as the outcome of ``slot``.
+
+    Raises `.ProtocolError` if it is none, or if an unconfirmed noreply
+    request might be the one that it answers.
+    """
+    error = error_of(line)
+    if error is None:
+        raise ProtocolError(f"{slot.asked()}: the server sent {shown(line)}, which is no reply")
+    if line == TOO_MANY_CONNECTIONS:
+        raise ConnectionRefused("the server is at its limit of connections")
+    if slot.confirms:
+        raise ProtocolError(
+            f"{slot.asked()}: an error after a noreply request cannot be attributed"
+        )
+    return type(error)(f"{slot.asked()}: the server said: {error.message}")
+
+
+class TextSlot(Slot):
+    """A slot of the text dialect whose reply is one line, or lines up to ``END``."""
+
+    __slots__ = ("_stats", "verb")
+
+    def __init__(
+        self,
+        request: Request,
+        waiter: Waiter | None,
+        outcome: Callable[[Reply], Any] | None,
+        deadline: float,
+    ) -> None:
+        super().__init__(request, waiter, outcome, deadline)
+        self.verb = VERBS[request.verb]
+        self._stats: dict[str, str] | None = None
+
+    @property
+    def writes(self) -> bool:  # type: ignore[override]
+        return self.verb.writes
+
+    @property
+    def idempotent(self) -> bool:  # type: ignore[override]
+        return self.verb.idempotent
+
+    def encode(self) -> list[bytes]:
+        return encode_request(self.request)
+
+    def begun(self) -> bool:
+        return bool(self._stats)
+
+    def read(self, data: bytes, position: int, protocol: OwedReplies) -> int:
+        end = protocol.find_line(data, position)
+        if end < 0:
+            return position
+        line = data[position:end]
+        if line in self.verb.statuses:
+            self.reply = Reply(line)
+        elif self.verb.shape == "count" and line.rstrip(b" ").isdigit():
+            self.reply = Reply(b"NUMBER", number=read_number(line.rstrip(b" "), 64, "number"))
+        elif self.verb.shape == "version" and line.startswith(b"VERSION "):
+            self.reply = Reply(b"VERSION", text=line[8:])
+        elif self.verb.shape == "stats" and self._read_stat(line):
+            pass
+        else:
+            self.reply = self._error(line, protocol)
+        return end + 2
+
+    def _read_stat(self, line: bytes) -> bool:
+        # STAT <name> <value>\r\n   ...   END\r\n   (or RESET\r\n to "stats reset")
+        if self._stats is None:
+            self._stats = {}
+        if line in (b"END", b"RESET"):
+            self.reply = Reply(line, stats=self._stats)
+            return True
+        if not line.startswith((b"STAT ", b"ITEM ")):
+            return False
+        if len(self._stats) >= MAX_STATS:
+            raise ProtocolError(f"stats: the server sent over {MAX_STATS} lines")
+        name, _, value = line[5:].decode("utf-8", "replace").partition(" ")
+        self._stats[name] = value
+        return True
+
+    def _error(self, line: bytes, protocol: OwedReplies) -> MemcacheError:
+        """Reads a line that is no good answer; see "What a reply does to its connection"."""
+        error = refusal(self, line)
+        if isinstance(error, ClientError) and self.verb.shape == "storage":
+            # memcached answers such a request twice: once for the line,
+            # once for the block that it then takes for a command.
+            protocol.failure = ProtocolError(
+                f"{self.asked()}: the connection is out of step after an error"
+            )
+        return error
+
+
+class RetrievalSlot(Slot):
+    """A slot whose reply is items: get, gets, gat, gats of one or many keys.
+
+    ``items`` stands beside ``keys``: an `.Item`, or None for a miss.
+    """
+
+    __slots__ = ("_index", "_header", "items")
+
+    def __init__(
+        self,
+        request: Request,
+        waiter: Waiter | None,
+        outcome: Callable[[Reply], Any] | None,
+        deadline: float,
+    ) -> None:
+        super().__init__(request, waiter, outcome, deadline)
+        self.items: list[Item | None] = [None] * len(request.keys)
+        self._index = 0
+        self._header: tuple[int, int | None] = (0, None)
+
+    @property
+    def writes(self) -> bool:  # type: ignore[override]
+        return VERBS[self.request.verb].writes
+
+    @property
+    def idempotent(self) -> bool:  # type: ignore[override]
+        return VERBS[self.request.verb].idempotent
+
+    def encode(self) -> list[bytes]:
+        return encode_request(self.request)
+
+    def begun(self) -> bool:
+        return self._index > 0
+
+    def read(self, data: bytes, position: int, protocol: OwedReplies) -> int:
+        # VALUE <key> <flags> <bytes> [<cas unique>]\r\n<data block>\r\n ... END\r\n
+        items, size = self.items, len(data)
+        limit, index, find = protocol.max_value_size, self._index, data.find
+        while True:
+            end = find(b"\r\n", position)
+            if end < 0 or data[position : position + 6] != b"VALUE ":
+                self._index = index
+                return self._read_line(data, position, protocol)
+            stop, index = self._match(data, position + 6, end, index)
+            flags, length, cas_unique = headers[data[stop:end]]
+            if length > limit or (cas_unique is None) is self._wants_cas():
+                raise self._bad_item(data[position:end])
+            start = end + 2
+            stop = start + length
+            if stop + 2 > size:
+                self._index = index
+                if length <= STREAMED_BLOCK:
+                    return position
+                self._header = (flags, cas_unique)
+                protocol.stream_block(length, data[start:])
+                return size
+            if data[stop : stop + 2] != b"\r\n":
+                raise ProtocolError(f"{self.asked()}: a data block does not end with CRLF")
+            items[index] = Item(data[start:stop], flags, cas_unique)
+            index += 1
+            position = stop + 2
+
+    def _match(self, data: bytes, position: int, end: int, index: int) -> tuple[int, int]:
+        """Returns where the key at ``position`` ends, and its index among ours.
+
+        memcached answers in the order of the request and leaves misses
+        out, so the key is looked for from ``index`` on. A key that was
+        not asked, or was answered already, is a `.ProtocolError`.
+        """
+        keys = self.keys
+        stop = data.find(b" ", position, end)
+        key = data[position:stop]
+        if stop > 0:
+            for found in range(index, len(keys)):
+                if keys[found] == key:
+                    return stop, found
+        raise self._bad_item(data[position - 6 : end])
+
+    def _wants_cas(self) -> bool:
+        return self.request.verb in (b"gets", b"gats")
+
+    def _bad_item(self, line: bytes) -> ProtocolError:
+        return ProtocolError(f"{self.asked()}: the server sent {shown(line)}, which was not asked")
+
+    def _read_line(self, data: bytes, position: int, protocol: OwedReplies) -> int:
+        """Reads what is no VALUE line: the END, an error, or less than a line."""
+        end = protocol.find_line(data, position)
+        if end < 0:
+            return position
+        line = data[position:end]
+        if line == b"END":
+            self._end()
+        else:
+            self.reply = refusal(self, line)
+            if self._index:
+                protocol.failure = ProtocolError(
+                    f"{self.asked()}: an error in the middle of its items"
+                )
+        return end + 2
+
+    def _end(self) -> None:
+        hits = {key: item for key, item in zip(self.keys, self.items) if item is not None}
+        self.reply = Reply(b"END", hits)
+
+    def read_block(self, block: bytes) -> None:
+        flags, cas_unique = self._header
+        self.items[self._index] = Item(block, flags, cas_unique)
+        self._index += 1
+
+
+class GatheredSlot(RetrievalSlot):
+    """The gets of one loop tick for one server, which leave as one line.
+
+    ``waiting`` maps each key to its waiter, or to a list of them where
+    several callers ask for the same key. ``decode(key, value, flags)``
+    makes the outcome of a hit; values with ``raw_flags`` need none.
+    """
+
+    __slots__ = ("waiting", "decode", "raw_flags", "_keys", "_shared")
+
+    writes = False
+    idempotent = True
+
+    def __init__(
+        self,
+        decode: Callable[[bytes, bytes, int], Any],
+        raw_flags: int | None,
+        deadline: float,
+    ) -> None:
+        Slot.__init__(self, _GATHERED, None, None, deadline)
+        self.waiting: dict[bytes, Any] = {}
+        self.decode = decode
+        self.raw_flags = raw_flags
+        self._index = 0
+        self._header = (0, None)
+        self._keys: Sequence[bytes] | None = None
+        self._shared = 0
+
+    @property
+    def keys(self) -> Sequence[bytes]:
+        if self._keys is None:
+            return list(self.waiting)
+        return self._keys
+
+    @property
+    def weight(self) -> int:
+        return len(self.keys) + self._shared
+
+    def share(self, key: bytes, waiter: Waiter) -> None:
+        """Has ``waiter`` answered together with the one that asked for ``key`` first."""
+        first = self.waiting[key]
+        if type(first) is list:
+            first.append(waiter)
+        else:
+            self.waiting[key] = [first, waiter]
+        self._shared += 1
+
+    def encode(self) -> list[bytes]:
+        self._keys = keys = list(self.waiting)
+        self.items = [None] * len(keys)
+        return [b"get " + b" ".join(keys) + b"\r\n"]
+
+    def asked(self) -> str:
+        return Request(b"get", tuple(self.keys)).asked()
+
+    def abandoned(self) -> bool:
+        # Asking each of a hundred waiters would cost more than the keys do.
+        return not self.waiting
+
+    def halves(self) -> list["GatheredSlot"]:
+        """Returns two slots that share out what waits here, for a line that is too long."""
+        pairs = list(self.waiting.items())
+        halves = []
+        for part in (pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]):
+            half = GatheredSlot(self.decode, self.raw_flags, self.deadline)
+            half.waiting = dict(part)
+            half.retried = self.retried
+            half._shared = sum(len(one) - 1 for _, one in part if type(one) is list)
+            halves.append(half)
+        return halves
+
+    def _end(self) -> None:
+        self.reply = _GATHERED_END
+
+    def deliver(self) -> None:
+        if isinstance(self.reply, MemcacheError):
+            self.fail(self.reply)
+            return
+        waiting, self.waiting = self.waiting, {}
+        decode, raw_flags = self.decode, self.raw_flags
+        for (key, waiter), item in zip(waiting.items(), self.items):
+            for one in waiter if type(waiter) is list else (waiter,):
+                if one.done():
+                    continue
+                if item is None:
+                    one.set_result(getattr(one, "default", None))
+                elif item.flags == raw_flags:
+                    one.set_result(item.value)
+                else:
+                    try:
+                        result = decode(key, item.value, item.flags)
+                    except MemcacheError as error:
+                        fail(one, error)
+                    else:
+                        one.set_result(result)
+
+    def fail(self, error: MemcacheError) -> None:
+        waiting, self.waiting, self._keys = self.waiting, {}, self.keys
+        for key, waiter in waiting.items():
+            for one in waiter if type(waiter) is list else (waiter,):
+                fail(one, self._of_one(error, key))
+
+    def expire(self, error: MemcacheError, now: float) -> float:
+        longest = 0.0
+        for key, waiter in list(self.waiting.items()):
+            for one in waiter if type(waiter) is list else (waiter,):
+                until = outlives(one, now)
+                longest = max(longest, until)
+                if not until:
+                    fail(one, self._of_one(error, key))
+        if not longest:
+            self.waiting, self._keys = {}, self.keys
+        return longest
+
+    @staticmethod
+    def _of_one(error: MemcacheError, key: bytes) -> MemcacheError:
+        """Returns the failure of the line as that of one caller's get."""
+        if isinstance(error, (ConnectionFailed, Timeout)):
+            return error.of(f"get {shown(key)}", False)
+        return error.twin()
+
+
+_GATHERED = Request(b"get")
+_GATHERED_END = Reply(b"END")
+
+
+def slot_for(
+    request: Request,
+    waiter: Waiter | None,
+    outcome: Callable[[Reply], Any],
+    deadline: float,
+) -> Slot:
+    """Returns the slot of this dialect for ``request``."""
+    shape = VERBS[request.verb].shape
+    kind = RetrievalSlot if shape == "retrieval" else TextSlot
+    return kind(request, waiter, outcome, deadline)

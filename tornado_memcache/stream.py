@@ -1,0 +1,126 @@
+"""An IOStream that reads and writes whole segments.
+
+Knows a socket and how Tornado's IOStream lets a subclass read. It must not
+know what the bytes mean: a receiver takes them.
+"""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tornado.iostream import IOStream
+
+from .deadlines import detached
+
+#: How much is read from a socket at once, in bytes.
+SEGMENT = 64 * 1024
+#: Pieces up to this many bytes together are joined; larger ones go out
+#: through sendmsg without a copy.
+JOINED_BYTES = 64 * 1024
+#: Linux takes at most this many pieces in one sendmsg (IOV_MAX).
+MOST_PIECES = 1024
+
+
+class Receiver(Protocol):
+    """What a stream hands its bytes and its end to."""
+
+    def receiving(self) -> memoryview | None:
+        """Returns the buffer to receive into, None to take a segment as it comes."""
+
+    def received(self, data: bytes) -> None: ...
+    def received_into(self, count: int) -> None: ...
+    def stream_closed(self, error: BaseException | None) -> None: ...
+
+
+class SegmentStream(IOStream):
+    """An IOStream that hands each segment to its receiver at once.
+
+    ``read_from_fd`` is where IOStream lets a subclass read; nothing is
+    kept in the stream's own buffer, no future and no search for a
+    delimiter is paid for a line.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        # IOStream makes a buffer of this size for each read; ours is unused.
+        super().__init__(sock, read_chunk_size=1)
+        self.receiver: Receiver | None = None
+
+    def reading(self) -> bool:
+        # Without this IOStream drops its interest in READ while a write is
+        # pending, and two sides that both write large values stand still.
+        return not self.closed()
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        self.read_segment()
+        return None
+
+    def read_segment(self) -> bool:
+        """Reads once what the socket holds; returns True if it held anything."""
+        receiver = self.receiver
+        if receiver is None or self.closed():
+            return False
+        try:
+            buffer = receiver.receiving()
+            if buffer is None:
+                data = self.socket.recv(SEGMENT)
+            else:
+                count = self.socket.recv_into(buffer)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.close(exc_info=error)
+            return False
+        if buffer is None and data:
+            receiver.received(data)
+        elif buffer is not None and count:
+            receiver.received_into(count)
+        else:
+            self.close()
+            return False
+        return True
+
+    def send_pieces(self, pieces: Sequence[bytes], size: int) -> "asyncio.Future[None] | None":
+        """Sends ``pieces``, ``size`` bytes together, straight to the socket.
+
+        Returns None when all of it is out, else the future of the rest,
+        which IOStream writes when the server reads on. Must not be called
+        before that is done.
+        """
+        try:
+            if size <= JOINED_BYTES:
+                pieces = [b"".join(pieces)] if len(pieces) > 1 else pieces
+                sent = self.socket.send(pieces[0])
+            else:
+                sent = self.socket.sendmsg(pieces[:MOST_PIECES])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.close(exc_info=error)
+            return None
+        if sent == size:
+            return None
+        return detached(self._write_rest, pieces, sent)
+
+    def _write_rest(self, pieces: Sequence[bytes], sent: int) -> "asyncio.Future[None]":
+        small = bytearray()
+        for piece in pieces:
+            if sent >= len(piece):
+                sent -= len(piece)
+                continue
+            rest = memoryview(piece)[sent:]
+            sent = 0
+            if len(rest) <= JOINED_BYTES:
+                small += rest
+                continue
+            if small:
+                self.write(bytes(small))
+                small = bytearray()
+            written = self.write(rest)
+        return self.write(bytes(small)) if small else written
+
+    def close(self, exc_info: Any = False) -> None:
+        closing = not self.closed()
+        super().close(exc_info)
+        if closing and self.receiver is not None:
+            self.receiver.stream_closed(self.error)

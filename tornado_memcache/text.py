@@ -1,0 +1,171 @@
+r"""The classic text dialect: how each verb is written and its reply is read.
+
+Knows the grammar of protocol.txt (quoted above the code that reads it). It
+must not know a socket, a loop, or what an outcome means to a caller. Lines
+are built by `_line` alone, from bytes and integers that were checked.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .errors import (
+    ClientError,
+    ItemTooLarge,
+    ProtocolError,
+    ReplyError,
+    ServerError,
+    shown,
+)
+from .protocol import (
+    STREAMED_BLOCK,
+    Request,
+)
+
+#: At most this many keys leave in one line.
+KEYS_A_LINE = 100
+#: A gathered line is cut above this many bytes.
+LINE_BYTES = 8 * 1024
+#: memcached resets a connection on a long ``gat`` line.
+GAT_LINE_BYTES = 1900
+#: More lines of ``stats`` than any server has are refused.
+MAX_STATS = 20_000
+
+
+class Verb(NamedTuple):
+    """How one verb behaves; the one place where a command of the wire is declared."""
+
+    shape: str
+    statuses: frozenset[bytes] = frozenset()
+    writes: bool = False
+    idempotent: bool = False
+
+
+_STORAGE = Verb("storage", frozenset({b"STORED", b"NOT_STORED"}), writes=True)
+_COUNT = Verb("count", frozenset({b"NOT_FOUND"}), writes=True)
+
+VERBS: dict[bytes, Verb] = {
+    b"get": Verb("retrieval", idempotent=True),
+    b"gets": Verb("retrieval", idempotent=True),
+    b"gat": Verb("retrieval", writes=True),
+    b"gats": Verb("retrieval", writes=True),
+    b"set": _STORAGE,
+    b"add": _STORAGE,
+    b"replace": _STORAGE,
+    b"append": _STORAGE,
+    b"prepend": _STORAGE,
+    b"cas": Verb("storage", frozenset({b"STORED", b"EXISTS", b"NOT_FOUND"}), writes=True),
+    b"delete": Verb("line", frozenset({b"DELETED", b"NOT_FOUND"}), writes=True),
+    b"touch": Verb("line", frozenset({b"TOUCHED", b"NOT_FOUND"}), writes=True),
+    b"incr": _COUNT,
+    b"decr": _COUNT,
+    b"flush_all": Verb("line", frozenset({b"OK"}), writes=True),
+    b"version": Verb("version", idempotent=True),
+    b"verbosity": Verb("line", frozenset({b"OK"})),
+    b"stats": Verb("stats", idempotent=True),
+}
+
+_NOREPLY = (b"", b" noreply")
+
+
+def _line(*tokens: bytes) -> bytes:
+    """The one place that ends a request line. Tokens were validated before."""
+    return b" ".join(tokens) + b"\r\n"
+
+
+def _encode_retrieval(request: Request) -> list[bytes]:
+    # get <key>*\r\n                 gat <exptime> <key>*\r\n
+    if request.verb in (b"gat", b"gats"):
+        return [_line(request.verb, b"%d" % request.exptime, *request.keys)]
+    return [_line(request.verb, *request.keys)]
+
+
+def _encode_storage(request: Request) -> list[bytes]:
+    # <command name> <key> <flags> <exptime> <bytes> [noreply]\r\n<data block>\r\n
+    # cas <key> <flags> <exptime> <bytes> <cas unique> [noreply]\r\n<data block>\r\n
+    cas = b" %d" % request.cas_unique if request.verb == b"cas" else b""
+    head = b"%b %b %d %d %d%b%b\r\n" % (
+        request.verb,
+        request.keys[0],
+        request.flags,
+        request.exptime,
+        len(request.value),
+        cas,
+        _NOREPLY[request.noreply],
+    )
+    if len(request.value) <= STREAMED_BLOCK:
+        return [b"%b%b\r\n" % (head, request.value)]
+    return [head, request.value, b"\r\n"]
+
+
+def _encode_line(request: Request) -> list[bytes]:
+    tokens = [request.verb, *request.keys]
+    if request.verb in (b"incr", b"decr"):  # incr <key> <value> [noreply]\r\n
+        tokens.append(b"%d" % request.delta)
+    elif request.verb == b"touch":  # touch <key> <exptime> [noreply]\r\n
+        tokens.append(b"%d" % request.exptime)
+    elif request.verb == b"flush_all" and request.exptime:
+        tokens.append(b"%d" % request.exptime)
+    if request.argument:  # stats <args>\r\n
+        tokens.append(request.argument)
+    if request.noreply:
+        tokens.append(b"noreply")
+    return [_line(*tokens)]
+
+
+_ENCODERS: dict[str, Callable[[Request], list[bytes]]] = {
+    "retrieval": _encode_retrieval,
+    "storage": _encode_storage,
+}
+
+
+def encode_request(request: Request) -> list[bytes]:
+    """Returns the bytes of ``request``, a large value as a piece of its own."""
+    return _ENCODERS.get(VERBS[request.verb].shape, _encode_line)(request)
+
+
+def error_of(line: bytes) -> ReplyError | None:
+    """Returns the error that an error line stands for (protocol.txt, "Error strings")."""
+    if line.startswith(b"SERVER_ERROR"):
+        told = line[13:].decode("utf-8", "replace") or "SERVER_ERROR"
+        if b"too large" in line:
+            return ItemTooLarge(told)
+        return ServerError(told)
+    if line.startswith(b"CLIENT_ERROR"):
+        return ClientError(line[13:].decode("utf-8", "replace") or "CLIENT_ERROR")
+    if line == b"ERROR" or line.startswith(b"ERROR "):
+        return ClientError("the server does not know the command (ERROR)")
+    return None
+
+
+_DIGITS = re.compile(rb"[0-9]{1,20}\Z")
+
+
+def read_number(digits: bytes, bits: int, what: str) -> int:
+    if not _DIGITS.match(digits) or (number := int(digits)) >> bits:
+        raise ProtocolError(f"the server sent {shown(digits)} as {what}")
+    return number
+
+
+class _Headers(dict[bytes, tuple[int, int, int | None]]):
+    r"""A bounded memo of what stands behind the key of a VALUE line.
+
+    Most values of an application have a few lengths and flags: reading
+    `` 0 100`` by look-up costs a quarter of splitting and converting it.
+    """
+
+    def __missing__(self, header: bytes) -> tuple[int, int, int | None]:
+        fields = header.split(b" ")
+        if len(fields) not in (3, 4) or fields[0]:
+            raise ProtocolError(f"the server sent a VALUE line ending in {shown(header)}")
+        flags = read_number(fields[1], 32, "flags")
+        length = read_number(fields[2], 63, "a length")
+        cas = read_number(fields[3], 64, "a cas unique") if len(fields) == 4 else None
+        if cas is None:
+            if len(self) >= 4096:
+                self.clear()
+            self[header] = (flags, length, None)
+        return flags, length, cas
+
+
+headers = _Headers()
