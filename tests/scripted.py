@@ -49,7 +49,7 @@ class Scripted:
     async def __aenter__(self) -> Scripted:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
         self._listener.setblocking(False)
-        self.address = "127.0.0.1:%d" % self._listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._accepting = asyncio.ensure_future(self._accept())
         return self
 

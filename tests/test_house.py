@@ -77,6 +77,7 @@ PUBLIC = [
     "ItemTooLarge",
     "MemcacheError",
     "MultiResult",
+    "NotSerializable",
     "Plain",
     "ProtocolError",
     "Reply",

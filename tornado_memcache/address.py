@@ -41,7 +41,7 @@ def parse_server(spec: object) -> Server:
     `.InvalidServer` that names what is wrong, `TypeError` for other types.
     """
     if isinstance(spec, Server):
-        return spec
+        return _check_server(spec)
     if isinstance(spec, tuple):
         if len(spec) != 2:
             raise InvalidServer(f"server {shown(spec)} must be (server, weight)")
@@ -51,15 +51,23 @@ def parse_server(spec: object) -> Server:
         raise TypeError(f"server must be a str or (str, weight), not {type(spec).__name__}")
     if spec.startswith("unix:"):
         path = spec[5:]
-        if not path or "\0" in path:
-            raise InvalidServer(f"server {shown(spec)} names no path")
-        if len(path.encode("utf-8", "surrogateescape")) > MAX_PATH:
-            raise InvalidServer(f"server {shown(spec)}: a path of over {MAX_PATH} bytes")
-        return Server("", 0, path)
-    host, port = _split(spec)
-    if not host or any(c.isspace() or not c.isprintable() or c == "/" for c in host):
-        raise InvalidServer(f"server {shown(spec)} names no host")
-    return Server(host, port)
+        return _check_server(Server("", 0, path), spec)
+    return _check_server(Server(*_split(spec)), spec)
+
+
+def _check_server(server: Server, spec: object = None) -> Server:
+    told = f"server {shown(server.name if spec is None else spec)}"
+    check_integer("weight", server.weight, 1, 1 << 16)
+    if server.path is not None:
+        if not server.path or "\0" in server.path:
+            raise InvalidServer(f"{told} names no path")
+        if len(server.path.encode("utf-8", "surrogateescape")) > MAX_PATH:
+            raise InvalidServer(f"{told}: a path of over {MAX_PATH} bytes")
+        return server
+    check_integer("port", server.port, 1, 65535)
+    if not server.host or any(c.isspace() or not c.isprintable() or c == "/" for c in server.host):
+        raise InvalidServer(f"{told} names no host")
+    return server
 
 
 def _split(spec: str) -> tuple[str, int]:

@@ -75,12 +75,16 @@ def check_seconds(name: str, value: object) -> float:
     """Returns a length in seconds, which must be a finite number above 0."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not 0 < value < float("inf"):
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = float("inf")
+    if not 0 < seconds < float("inf"):
         raise InvalidRequest(f"{name} must be a finite number of seconds above 0")
-    return float(value)
+    return seconds
 
 
-def wire_exptime(exptime: object, now: Callable[[], float]) -> int:
+def wire_exptime(exptime: object, now: Callable[[], float], name: str = "exptime") -> int:
     """Returns ``exptime`` as protocol.txt ("Expiration times") wants it.
 
     An `int` is a length in seconds from now (0: never, negative: expired
@@ -89,26 +93,30 @@ def wire_exptime(exptime: object, now: Callable[[], float]) -> int:
     seconds; it is asked only where the length does not fit (30 days).
     """
     if isinstance(exptime, datetime):
-        moment = int(exptime.timestamp())
+        try:
+            moment = int(exptime.timestamp())
+        except (ValueError, OverflowError):  # the first and the last days of the calendar
+            moment = -1 if exptime.year < 1970 else 1 << 31
         if moment >= 1 << 31:
-            raise InvalidRequest("exptime is beyond what memcached can hold (2^31 seconds)")
+            raise InvalidRequest(f"{name} is beyond what memcached can hold (2^31 seconds)")
         return moment if moment > LONGEST_LENGTH else -1
     if isinstance(exptime, timedelta):
         if not exptime:
-            raise InvalidRequest("exptime of no length: pass 0 for never, -1 for at once")
-        seconds = -(-exptime // timedelta(seconds=1))
+            raise InvalidRequest(f"{name} of no length: pass 0 for never, -1 for at once")
+        seconds = exptime.days * 86400 + exptime.seconds + bool(exptime.microseconds)
+        seconds = seconds if exptime > timedelta(0) else -1
     elif isinstance(exptime, int) and not isinstance(exptime, bool):
         seconds = exptime
     else:
         raise TypeError(
-            f"exptime must be an int, a timedelta or a datetime, not {type(exptime).__name__}"
+            f"{name} must be an int, a timedelta or a datetime, not {type(exptime).__name__}"
         )
     if seconds <= LONGEST_LENGTH:
         return max(seconds, -1)
     moment = int(now()) + seconds
     if moment >= 1 << 31:
         raise InvalidRequest(
-            "exptime is a length in seconds and this one ends beyond 2^31: "
+            f"{name} is a length in seconds and this one ends beyond 2^31: "
             "for a moment pass a datetime"
         )
     return moment

@@ -45,11 +45,22 @@ class Entry:
     the one failure of a ``once`` boundary.
     """
 
-    __slots__ = ("boundary", "outer", "budget", "deadline", "ended", "cancelled", "_members")
+    __slots__ = (
+        "boundary",
+        "outer",
+        "budget",
+        "deadline",
+        "ended",
+        "cancelled",
+        "_around",
+        "_members",
+    )
 
     def __init__(self, boundary: "boundary", outer: "Entry | None") -> None:
         self.boundary = boundary
         self.outer = outer
+        #: The entry that this one ends with: a shield ends with nobody.
+        self._around = None if boundary.fail_callback is None else outer
         self.ended = False
         self.cancelled = 0
         self._members: dict[Member, None] = {}
@@ -71,27 +82,29 @@ class Entry:
     def cancel_by(self, entry: "Entry") -> int:
         self.ended = True
         members, self._members = self._members, {}
-        if members and self.outer is not None:
-            self.outer.discard(self)
+        if members and self._around is not None:
+            self._around.discard(self)
         cancelled = sum(member.cancel_by(entry) for member in members)
         self.cancelled += cancelled
         return cancelled
 
     def add(self, member: Member) -> None:
         """Notes a call that has begun under this entry."""
-        if not self._members and self.outer is not None:
-            self.outer.add(self)
+        if not self._members and self._around is not None:
+            self._around.add(self)
         self._members[member] = None
 
     def discard(self, member: Member) -> None:
         """Forgets a call that has ended."""
         if self._members.pop(member, member) is None and not self._members:
-            if self.outer is not None:
-                self.outer.discard(self)
+            if self._around is not None:
+                self._around.discard(self)
 
-    def has_ended(self) -> bool:
-        """True if this entry, or one around it, was cancelled."""
-        return self.ended or (self.outer is not None and self.outer.has_ended())
+    def ended_by(self) -> "Entry | None":
+        """Returns the entry that was cancelled, this one or one around it, if any was."""
+        if self.ended or self._around is None:
+            return self if self.ended else None
+        return self._around.ended_by()
 
     def fail(self, error: BaseException, context: Context) -> None:
         """Delivers ``error`` to the boundary's fail_callback, once for each object."""
@@ -99,7 +112,7 @@ class Entry:
             if self in error.reached:
                 return
             error.reached += (self,)
-        if self.has_ended():
+        if self.ended_by() is not None:
             self.cancelled += 1
             if not isinstance(error, MemcacheError):
                 _log.error("Exception after the end of %r", self.boundary, exc_info=error)
@@ -246,7 +259,11 @@ def _was_cancelled_by(error: asyncio.CancelledError, entry: Entry) -> bool:
 
     A body that is left because its task was cancelled must be told so.
     """
-    return bool(error.args) and error.args[0] is entry
+    if not error.args or error.args[0] is not entry:
+        return False
+    # Both at once: from Python 3.11 on the task tells that it was cancelled too.
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)
+    return cancelling is None or not cancelling()
 
 
 def raised(error: BaseException, entry: Entry | None, context: Context) -> bool:

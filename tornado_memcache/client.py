@@ -14,11 +14,19 @@ from tornado.netutil import Resolver
 
 from . import boundaries, deadlines
 from .address import parse_servers
-from .arguments import check_integer, key_bytes
+from .arguments import key_bytes
 from .call import CallbackCall, FutureCall, Terms, check_callbacks
 from .commands import Commands, How, Key
 from .deadlines import NOBODY, Deadlines
-from .errors import InvalidRequest, ValueTooLarge, shown
+from .errors import (
+    InvalidKey,
+    InvalidRequest,
+    MemcacheError,
+    NotSerializable,
+    SerializationError,
+    ValueTooLarge,
+    shown,
+)
 from .fanout import Fanout
 from .pool import Pool
 from .protocol import Reply, Request
@@ -26,7 +34,7 @@ from .ring import key_hash, make_ring
 from .serializer import Plain, Serializer
 from .settings import DEFAULT_VALUE_SIZE, Settings
 from .slots import slot_for
-from .text import VERBS
+from .text import check_request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,7 +92,7 @@ class Client(Commands):
         self._ring = make_ring(ring, self.servers)
         self._serializer: Serializer = Plain() if serializer is None else serializer
         self._raw_flags = self._serializer.raw_flags
-        self._prefix = key_bytes(key_prefix) if key_prefix else b""
+        self._prefix = _checked_prefix(key_prefix)
         self._resolver = resolver
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -164,15 +172,14 @@ class Client(Commands):
 
     def _locate(self, key: Any) -> tuple[bytes, Pool]:
         """Returns the key's bytes on the wire and the pool of its server."""
-        route: Any = None
         if type(key) is tuple:
             if len(key) != 2:
                 raise InvalidRequest("key as a tuple must be (route, key)")
-            route, key = key
+            route, wire = _route(key[0]), key_bytes(key[1], self._prefix)
+            self._ready()
+            return wire, self._pools[self._ring.place(route)]
         wire = key_bytes(key, self._prefix)
         self._ready()
-        if route is not None:
-            return wire, self._pools[self._ring.place(_route(route))]
         only = self._only
         return wire, self._pools[self._ring.place(wire)] if only is None else only
 
@@ -183,6 +190,7 @@ class Client(Commands):
     def _begin(
         self,
         default: Any = None,
+        /,
         *,
         timeout: float | None = None,
         callback: Callable[[Any], Any] | None = None,
@@ -205,8 +213,8 @@ class Client(Commands):
             return plain, plain
         else:
             waiter = future = FutureCall(self._loop, self._deadlines, terms, default)
-        if terms.entry is not None and terms.entry.has_ended():
-            self._loop.call_soon(_cancel, waiter, terms.entry, context=NOBODY)
+        if terms.entry is not None and (ended := terms.entry.ended_by()) is not None:
+            self._loop.call_soon(_cancel, waiter, ended, context=NOBODY)
             return None, future
         return waiter, future
 
@@ -287,13 +295,14 @@ class Client(Commands):
         all must belong to one server. Outcome: the `Reply`; with
         ``noreply`` an empty one as soon as the request is written.
         """
-        if request.verb not in VERBS:
-            raise InvalidRequest(f"verb {shown(request.verb)} is not known")
-        if not request.keys:
-            raise InvalidRequest("a request needs a key; ask all servers by the methods")
-        _check_request(request, self._settings.max_value_size)
+        check_request(request)
+        if len(request.value) > self._settings.max_value_size:
+            raise ValueTooLarge(
+                f"value has {len(request.value)} bytes; "
+                f"max_value_size is {self._settings.max_value_size}"
+            )
         self._ready()
-        places = {self._ring.place(key_bytes(key)) for key in request.keys}
+        places = {self._ring.place(key) for key in request.keys}
         if len(places) > 1:
             raise InvalidRequest("keys belong to several servers; use get_multi")
         return self._submit(self._pools[places.pop()], request, _reply, how)
@@ -302,7 +311,16 @@ class Client(Commands):
         return deadlines.clock() + self._settings.request_timeout
 
     def _encode(self, wire: bytes, value: Any) -> tuple[bytes, int]:
-        data, flags = self._serializer.encode(wire, value)
+        try:
+            data, flags = self._serializer.encode(wire, value)
+        except InvalidRequest:
+            raise
+        except Exception as error:
+            raise NotSerializable(
+                f"value for key {shown(wire)} cannot be serialized: {type(error).__name__}"
+            ) from error
+        if type(data) is not bytes or type(flags) is not int or flags >> 32:
+            raise NotSerializable("serializer.encode must return bytes and 32 bits of flags")
         if len(data) > self._settings.max_value_size:
             raise ValueTooLarge(
                 f"value for key {shown(wire)} has {len(data)} bytes; "
@@ -311,29 +329,34 @@ class Client(Commands):
         return data, flags
 
     def _decode(self, wire: bytes, data: bytes, flags: int) -> Any:
-        return self._serializer.decode(wire, data, flags)
+        try:
+            return self._serializer.decode(wire, data, flags)
+        except MemcacheError:
+            raise
+        except Exception as error:
+            raise SerializationError(
+                f"value of key {shown(wire)} cannot be read: {type(error).__name__}"
+            ) from error
 
 
 def _route(route: Any) -> bytes | int:
     """Returns what the ring takes for the route of a ``(route, key)``."""
     if isinstance(route, int) and not isinstance(route, bool):
         return route
-    if isinstance(route, (str, bytes)):
-        return key_hash(route.encode() if isinstance(route, str) else route)
+    if isinstance(route, bytes):
+        return key_hash(route)
+    if isinstance(route, str):
+        return key_hash(key_bytes(route))
     raise TypeError(f"route must be an int, str or bytes, not {type(route).__name__}")
 
 
-def _check_request(request: Request, max_value_size: int) -> None:
-    check_integer("flags", request.flags, 0, (1 << 32) - 1)
-    check_integer("exptime", request.exptime, -(1 << 31), (1 << 31) - 1)
-    check_integer("cas_unique", request.cas_unique, 0, (1 << 64) - 1)
-    check_integer("delta", request.delta, 0, (1 << 64) - 1)
-    if request.argument:
-        raise InvalidRequest("argument is for stats, which has no key")
-    if not isinstance(request.value, bytes):
-        raise TypeError(f"value must be bytes, not {type(request.value).__name__}")
-    if len(request.value) > max_value_size:
-        raise ValueTooLarge(f"value has {len(request.value)} bytes; max is {max_value_size}")
+def _checked_prefix(prefix: Any) -> bytes:
+    if isinstance(prefix, (str, bytes)) and not prefix:
+        return b""
+    try:
+        return key_bytes(prefix)
+    except (InvalidKey, TypeError) as error:
+        raise type(error)(f"key_prefix: {error}") from None
 
 
 def _reply(reply: Reply) -> Reply:

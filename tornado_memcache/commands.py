@@ -11,9 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from .arguments import check_integer, wire_exptime
-from .errors import InvalidRequest
+from .errors import InvalidRequest, MemcacheError
 from .outcomes import CasUnique, FailedKeys, MultiResult, number, reached, stored, version
 from .protocol import Item, Reply, Request
+from .text import KEYS_A_LINE, LINE_BYTES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -173,12 +174,13 @@ class Commands:
         asked: dict[Pool, dict[bytes, list[Any]]] = {}
         for key in _listed("keys", keys):
             wire, pool = self._locate(key)
+            _check_hashable(key)
             asked.setdefault(pool, {}).setdefault(wire, []).append(key)
         return self._submit_many(
             (
                 (pool, Request(verb, chunk), partial(self._take_items, result, pool, wires))
                 for pool, wires in asked.items()
-                for chunk in _chunks(tuple(wires))
+                for chunk in _chunks(wires)
             ),
             result,
             how,
@@ -194,14 +196,20 @@ class Commands:
         reply: Any,
         good: bool,
     ) -> None:
-        if good:
-            for wire, item in reply.items.items():
+        unread = None
+        for wire, item in reply.items.items() if good else ():
+            try:
                 if item.cas_unique is None:
                     value = self._decode(wire, item.value, item.flags)
                 else:
                     value = self._unique_item(wire, pool, item)
-                for key in wires[wire]:
-                    result[key] = value
+            except MemcacheError as error:
+                unread = error
+                continue
+            for key in wires[wire]:
+                result[key] = value
+        if unread is not None:
+            raise unread
 
     # -- storage
 
@@ -324,8 +332,8 @@ class Commands:
         parts, seen = [], set()
         for key in _listed("keys", keys):
             wire, pool = self._locate(key)
-            if wire not in seen:
-                seen.add(wire)
+            if (wire, pool) not in seen:
+                seen.add((wire, pool))
                 parts.append((key, pool, Request(b"delete", (wire,))))
         return self._write_many(parts, how)
 
@@ -384,7 +392,8 @@ class Commands:
         every server failed.
         """
         check_integer("delay", delay, 0, (1 << 31) - 1)
-        return self._ask_all(Request(b"flush_all", exptime=delay), reached, how)
+        moment = wire_exptime(delay, time.time, "delay")
+        return self._ask_all(Request(b"flush_all", exptime=moment), reached, how)
 
     def stats(
         self, argument: str | None = None, **how: "Unpack[How]"
@@ -431,5 +440,22 @@ def _listed(name: str, keys: Any) -> list[Any]:
     return list(keys)
 
 
-def _chunks(wires: tuple[bytes, ...], most: int = 100) -> list[tuple[bytes, ...]]:
-    return [wires[start : start + most] for start in range(0, len(wires), most)]
+def _check_hashable(key: Any) -> None:
+    """A key that cannot stand in the dict of the hits is a `TypeError` at the call."""
+    try:
+        hash(key)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"key cannot be a key of the dict of the hits: {error}") from None
+
+
+def _chunks(wires: Iterable[bytes]) -> list[tuple[bytes, ...]]:
+    """Returns ``wires`` in parts that fit in one line each."""
+    chunks: list[list[bytes]] = []
+    room = 0
+    for wire in wires:
+        if room <= len(wire) or len(chunks[-1]) >= KEYS_A_LINE:
+            chunks.append([])
+            room = LINE_BYTES - 16
+        room -= len(wire) + 1
+        chunks[-1].append(wire)
+    return [tuple(chunk) for chunk in chunks]

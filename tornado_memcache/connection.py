@@ -43,7 +43,7 @@ class Owner(Protocol):
     def caught_up(self, connection: "Connection") -> None: ...
     def became_late(self, connection: "Connection", asked_at: float) -> None: ...
     def reconsider(self) -> None: ...
-    def failed(self, slot: Slot, error: MemcacheError) -> None: ...
+    def failed(self, slot: Slot, error: MemcacheError, calls: int) -> None: ...
     def lost(
         self, connection: "Connection", error: MemcacheError, owed: list[Slot], unsent: list[Slot]
     ) -> None: ...
@@ -65,7 +65,7 @@ class Connection:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._pool = pool
-        self._name = server.name
+        self.name = server.name
         self._settings = settings
         self._server = server
         self._deadlines = deadlines
@@ -81,6 +81,8 @@ class Connection:
         #: Keys with an unanswered write; counted only once other connections are used.
         self.bound: BoundKeys | None = None
         self._outbox = Outbox()
+        self._most_keys = min(KEYS_A_LINE, settings.max_pending)
+        self._few_keys = min(FIRST_KEYS, settings.max_pending)
         self._live = SlotLane()
         self._large = 0
         self._streaming = False
@@ -116,7 +118,7 @@ class Connection:
             ConnectionFailed(
                 f"cannot connect: {error.strerror or error}",
                 errno=error.errno,
-                server=self._name,
+                server=self.name,
                 phase=phase,
             )
         )
@@ -156,15 +158,15 @@ class Connection:
     def failure_of(self, slot: Slot) -> Timeout:
         return Timeout(
             "timed out",
-            server=self._name,
+            server=self.name,
             phase=self.phase_of(slot),
             maybe_applied=slot.sent and slot.writes,
             asked=slot.asked(),
         )
 
-    def failed(self, slot: Slot, error: MemcacheError) -> None:
-        """Has the pool count a call that failed here."""
-        self._pool.failed(slot, error)
+    def failed(self, slot: Slot, error: MemcacheError, calls: int) -> None:
+        """Has the pool count calls that failed here."""
+        self._pool.failed(slot, error, calls)
 
     def left(self, slot: Slot) -> None:
         """A caller of ``slot`` went away; the slot stays until it is answered."""
@@ -226,13 +228,15 @@ class Connection:
         waiting = batch.waiting
         if key in waiting:
             batch.share(key, waiter)
+            if batch.shared >= self._settings.max_pending:
+                self._close_batch()
             return batch
         waiting[key] = waiter
         count = len(waiting)
-        if count >= FIRST_KEYS:
-            if count >= KEYS_A_LINE:
+        if count >= self._few_keys:
+            if count >= self._most_keys:
                 self._close_batch()
-            elif count == FIRST_KEYS and not self._protocol.owed:
+            elif count == self._few_keys and not self._protocol.owed:
                 self.flush()
         return batch
 
@@ -241,6 +245,8 @@ class Connection:
             slot.place = self
             self._pool.pending += slot.weight
             self._register(slot)
+        if self._pool.pending >= self._settings.max_pending:
+            self._pool.reconsider()
 
     def _register(self, slot: Slot) -> None:
         if self._live.add(slot):
@@ -357,7 +363,7 @@ class Connection:
 
     def catch_up(self) -> None:
         stream = self._stream
-        while stream is not None and self._live and stream.read_segment():
+        while stream is not None and self._protocol.owed and stream.read_segment():
             pass
 
     def expire(self, now: float) -> None:
@@ -367,7 +373,7 @@ class Connection:
             error, awaited = self.failure_of(slot), not slot.abandoned()
             until = slot.expire(error, now)
             if awaited and not until:
-                self._pool.failed(slot, error)
+                self._pool.failed(slot, error, slot.weight)
             self._awaited_until = max(self._awaited_until, until)
             if not self.late and not self.closed:
                 self._become_late(now, slot)
@@ -387,12 +393,12 @@ class Connection:
 
     def _overdue(self) -> None:
         if self.connecting:
-            self.close(Timeout("timed out", server=self._name, phase=self.phase))
+            self.close(Timeout("timed out", server=self.name, phase=self.phase))
         else:
             self.close(
                 ConnectionFailed(
                     "the server did not answer in time, the connection was closed",
-                    server=self._name,
+                    server=self.name,
                 )
             )
 
@@ -401,7 +407,7 @@ class Connection:
     def stream_closed(self, error: BaseException | None) -> None:
         told = f"connection lost: {error}" if error else "the server closed the connection"
         errno = error.errno if isinstance(error, OSError) else None
-        self.close(ConnectionFailed(told, errno=errno, server=self._name))
+        self.close(ConnectionFailed(told, errno=errno, server=self.name))
 
     def close(self, error: MemcacheError) -> None:
         """Closes the connection and hands what was under way to the pool. Idempotent."""
@@ -439,4 +445,4 @@ class Connection:
             state = self.phase
         else:
             state = "late" if self.late else "idle" if self.idle else "busy"
-        return f"<Connection {self._name} {state} owed={len(self._protocol.owed)}>"
+        return f"<Connection {self.name} {state} owed={len(self._protocol.owed)}>"

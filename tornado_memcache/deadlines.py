@@ -19,6 +19,8 @@ _T = TypeVar("_T")
 
 #: The clock of all deadlines, in seconds.
 clock = time.monotonic
+#: The longest length that is set at once, in seconds; a later moment is set anew.
+LONGEST = 1e6
 #: No moment at all.
 NEVER = float("inf")
 #: The context of loop callbacks that serve everybody: nobody's request.
@@ -157,7 +159,7 @@ class Deadlines:
     def _arm(self, moment: float) -> None:
         self._disarm()
         self._watched = moment
-        length = timedelta(seconds=max(0.0, moment - clock()))
+        length = timedelta(seconds=min(max(0.0, moment - clock()), LONGEST))
         self._timeout = detached(self._io_loop.add_timeout, length, self._fire)
 
     def _fire(self) -> None:

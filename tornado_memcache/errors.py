@@ -8,6 +8,7 @@
         InvalidServer
         ValueTooLarge
       SerializationError
+        NotSerializable         also an InvalidRequest; raised at the call
       ReplyError                the server answered with an error line
         ServerError
           ItemTooLarge
@@ -95,7 +96,11 @@ class ValueTooLarge(InvalidRequest):
 
 
 class SerializationError(MemcacheError):
-    """A value that cannot be turned into bytes, or bytes that cannot be read."""
+    """A value that cannot be turned into bytes, or stored bytes that cannot be read."""
+
+
+class NotSerializable(SerializationError, InvalidRequest):
+    """A value that cannot be stored as it is. Raised at the call; nothing was sent."""
 
 
 class ReplyError(MemcacheError):

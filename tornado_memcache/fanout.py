@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import MemcacheError
-from .protocol import Slot, fail
+from .protocol import Slot, as_outcome, fail
 
 
 class Part:
@@ -24,6 +24,11 @@ class Part:
         self.slot: Slot | None = None
 
     @property
+    def whole(self) -> Any:
+        """Who waits for all parts."""
+        return self._fanout.waiter
+
+    @property
     def own_deadline(self) -> float | None:
         moment: float | None = getattr(self._fanout.waiter, "own_deadline", None)
         return moment
@@ -36,17 +41,19 @@ class Part:
 
     def set_result(self, result: Any) -> None:
         self._done = True
+        unread = None
         try:
             self._ended(result, True)
-        except MemcacheError as error:
-            self._fanout.note(self.server, error)
-        self._fanout.part_ended(None)
+        except Exception as error:
+            unread = as_outcome(error, self.slot.asked() if self.slot is not None else "")
+            self._fanout.note(self.server, unread)
+        self._fanout.part_ended(unread, reached=True)
 
     def set_exception(self, error: MemcacheError) -> None:
         self._done = True
         self._fanout.note(self.server, error)
         self._ended(error, False)
-        self._fanout.part_ended(error)
+        self._fanout.part_ended(error, reached=False)
 
 
 class Fanout:
@@ -79,11 +86,11 @@ class Fanout:
         """Keeps the first error of each server."""
         self._result.errors.setdefault(server, error)
 
-    def part_ended(self, error: MemcacheError | None) -> None:
+    def part_ended(self, error: MemcacheError | None, *, reached: bool) -> None:
+        """Counts a part that has ended; a value that cannot be read is no failed server."""
         self._missing -= 1
-        if error is not None:
-            self._failed += 1
-            self._first_error = self._first_error or error
+        self._failed += not reached
+        self._first_error = self._first_error or error
         if not self._missing:
             self.finish()
 

@@ -58,7 +58,7 @@ class SlotLane:
         slots = self._slots
         if slots and slots[0] is slot:
             slots.popleft()
-        elif slot in slots:
+        elif slots and slot.deadline >= slots[0].deadline and slot in slots:
             slots.remove(slot)
 
     def pop(self) -> Slot:

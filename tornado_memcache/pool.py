@@ -83,6 +83,8 @@ class Pool:
     def _submit(self, slot: Slot) -> None:
         slot.place = self
         now = deadlines.clock()
+        if self.health.probing and self._probe_has_left():
+            self.health.probing = False
         if self.closed:
             self._refuse(slot, ClientClosed("the client is closed", server=self.name))
         elif self.pending >= self._settings.max_pending:
@@ -92,16 +94,20 @@ class Pool:
             self._refuse(slot, self._dead_error(slot, now))
         else:
             self.pending += slot.weight
-            connection = None
             if self.health.dead:
                 self.health.probing = True
-            else:
-                connection = self._choose(slot)
+            connection = self._choose(slot)
             if connection is not None:
                 connection.send(slot)
             else:
                 self._wait(slot)
             self.reconsider()
+
+    def _probe_has_left(self) -> bool:
+        """True if the call that was to find out was withdrawn before it was sent."""
+        return not self._line and all(
+            one.late or (one.open and one.idle) for one in self._connections
+        )
 
     def _dead_error(self, slot: Slot, now: float) -> ServerDead:
         wait = max(0.0, self.health.dead_until - now)
@@ -117,13 +123,13 @@ class Pool:
     def _fail(self, slot: Slot, error: MemcacheError) -> None:
         error.server = error.server or self.name
         if not slot.abandoned():
-            self.failed(slot, error)
+            self.failed(slot, error, slot.weight)
         slot.fail(error)
 
-    def failed(self, slot: Slot, error: MemcacheError) -> None:
-        """Counts the calls of ``slot`` as failed; the first after good ones is logged."""
+    def failed(self, slot: Slot, error: MemcacheError, calls: int) -> None:
+        """Counts ``calls`` of ``slot`` as failed; the first after good ones is logged."""
         if not isinstance(error, ClientClosed):
-            self.health.failed(deadlines.clock(), error, slot.weight)
+            self.health.failed(deadlines.clock(), error, calls)
 
     def _choose(self, slot: Slot) -> Connection | None:
         """Returns the connection that takes ``slot`` now, None if it has to wait."""
@@ -155,14 +161,17 @@ class Pool:
 
     def _wait(self, slot: Slot) -> None:
         """Puts ``slot`` in line; what it waits for is a connection, under its own deadline."""
+        self._queue(slot)
+        self._grow()
+
+    def _queue(self, slot: Slot) -> None:
         slot.place = self
         self._line.add(slot)
         self._deadlines.watch(self, slot.deadline)
-        waiter = slot.waiter
+        waiter = getattr(slot.waiter, "whole", slot.waiter)
         if type(waiter) is asyncio.Future:
             # Any other waiter tells its slot that it went away.
             waiter.add_done_callback(lambda _: self.left(slot), context=NOBODY)
-        self._grow()
 
     def left(self, slot: Slot) -> None:
         """Notes that a caller in line went away. Nobody connects for nobody."""
@@ -183,9 +192,11 @@ class Pool:
     # -- growing
 
     def _may_grow(self) -> bool:
-        if len(self._connections) >= self._settings.max_connections:
+        if self.closed or len(self._connections) >= self._settings.max_connections:
             return False
-        return not (self.closed or deadlines.clock() < self._grow_at)
+        # The pause after a refusal is for a server that has others of ours to live with.
+        good = any(one.open and not one.late for one in self._connections)
+        return not good or deadlines.clock() >= self._grow_at
 
     def _grow(self) -> None:
         """Opens one connection for the line, unless one is being opened."""
@@ -285,9 +296,8 @@ class Pool:
             elif not slot.abandoned():
                 self._refuse(slot, self._failure_for(slot, error))
         for slot in again:
-            slot.retried, slot.sent, slot.place = True, False, self
-            self._line.add(slot)
-            self._deadlines.watch(self, slot.deadline)
+            slot.retried, slot.sent = True, False
+            self._queue(slot)
         if not self.closed:
             if not made:
                 self._connect_failed(error)
@@ -356,7 +366,7 @@ class Pool:
                 continue
             self.pending -= slot.weight
             if awaited:
-                self.failed(slot, error)
+                self.failed(slot, error, slot.weight)
                 self.health.silence(slot.deadline - self._settings.request_timeout, now, error)
         if not line:
             self._nobody_waits()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from typing import Protocol as Structure
 
-from .errors import MemcacheError, ProtocolError, Timeout, shown
+from .errors import MemcacheError, ProtocolError, SerializationError, Timeout, shown
 
 #: A reply line (without its data block) is never longer than this.
 MAX_LINE = 2048
@@ -112,12 +112,23 @@ class ConnectionRefused(ProtocolError):
     """The server answered, before any request, that it takes no more connections."""
 
 
+def as_outcome(error: Exception, asked: str) -> MemcacheError:
+    """Returns what a caller gets for an exception that came while its outcome was made."""
+    if isinstance(error, MemcacheError):
+        return error
+    outcome = SerializationError(f"{asked}: the reply cannot be read: {type(error).__name__}")
+    outcome.__cause__ = error
+    return outcome
+
+
 class Place(Structure):
     """Where a slot stands: it tells the phase of what waits there."""
 
+    name: str
+
     def phase_of(self, slot: "Slot") -> str: ...
     def failure_of(self, slot: "Slot") -> Timeout: ...
-    def failed(self, slot: "Slot", error: MemcacheError) -> None: ...
+    def failed(self, slot: "Slot", error: MemcacheError, calls: int) -> None: ...
     def left(self, slot: "Slot") -> None: ...
 
 
@@ -206,14 +217,20 @@ class Slot:
             return
         assert reply is not None and self.outcome is not None
         if isinstance(reply, MemcacheError):
-            fail(waiter, reply)
+            fail(waiter, self._signed(reply))
             return
         try:
             result = self.outcome(reply)
-        except MemcacheError as error:
-            fail(waiter, error)
+        except Exception as error:
+            fail(waiter, self._signed(as_outcome(error, self.asked())))
         else:
             waiter.set_result(result)
+
+    def _signed(self, error: MemcacheError) -> MemcacheError:
+        """Returns ``error`` with the server that it is about."""
+        if error.server is None and self.place is not None:
+            error.server = self.place.name
+        return error
 
     def fail(self, error: MemcacheError) -> None:
         """Ends the waiter with ``error``."""
@@ -237,8 +254,10 @@ class Slot:
     def expire_waiter(self, waiter: Any) -> None:
         """Ends one waiter whose own deadline has come."""
         assert self.place is not None
+        if waiter.done():
+            return
         error = self.place.failure_of(self)
-        self.place.failed(self, error)
+        self.place.failed(self, error, 1)
         fail(waiter, error)
         self.place.left(self)
 

@@ -7,7 +7,7 @@ write to a cache could run code in its readers.
 
 from typing import Any, Protocol
 
-from .errors import SerializationError, shown
+from .errors import NotSerializable, SerializationError, shown
 
 #: python-memcached's flags.
 FLAG_BYTES = 0
@@ -23,7 +23,8 @@ class Serializer(Protocol):
 
     ``raw_flags`` are the flags under which stored bytes are the value
     itself, or None if there are none: such values skip `decode`.
-    Both methods raise `.SerializationError`.
+    `encode` raises `.NotSerializable`, `decode` `.SerializationError`;
+    what else they raise becomes that.
     """
 
     raw_flags: int | None
@@ -52,19 +53,19 @@ class Plain:
             try:
                 return value.encode(), FLAG_TEXT
             except UnicodeEncodeError:
-                raise SerializationError(
+                raise NotSerializable(
                     f"value for key {shown(key)} cannot be encoded as utf-8"
                 ) from None
         if kind is int:
             try:
                 return b"%d" % value, FLAG_INTEGER
             except ValueError:
-                raise SerializationError(
+                raise NotSerializable(
                     f"value for key {shown(key)} is an int with too many digits"
                 ) from None
         if kind is bytearray or kind is memoryview:
             return bytes(value), FLAG_BYTES
-        raise SerializationError(
+        raise NotSerializable(
             f"value for key {shown(key)} is a {kind.__name__}; bytes, str and int are stored. "
             "Encode it (json.dumps, for example), or pass Client(serializer=...) "
             "with a serializer that takes it"

@@ -54,7 +54,7 @@ def refusal(slot: Slot, line: bytes) -> ReplyError:
 class TextSlot(Slot):
     """A slot of the text dialect whose reply is one line, or lines up to ``END``."""
 
-    __slots__ = ("_stats", "verb")
+    __slots__ = ("_lines", "_stats", "verb")
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class TextSlot(Slot):
     ) -> None:
         super().__init__(request, waiter, outcome, deadline)
         self.verb = VERBS[request.verb]
+        self._lines = 0
         self._stats: dict[str, str] | None = None
 
     @property
@@ -102,12 +103,13 @@ class TextSlot(Slot):
         # STAT <name> <value>\r\n   ...   END\r\n   (or RESET\r\n to "stats reset")
         if self._stats is None:
             self._stats = {}
+        self._lines += 1
         if line in (b"END", b"RESET"):
             self.reply = Reply(line, stats=self._stats)
             return True
         if not line.startswith((b"STAT ", b"ITEM ")):
             return False
-        if len(self._stats) >= MAX_STATS:
+        if self._lines > MAX_STATS:
             raise ProtocolError(f"stats: the server sent over {MAX_STATS} lines")
         name, _, value = line[5:].decode("utf-8", "replace").partition(" ")
         self._stats[name] = value
@@ -243,7 +245,7 @@ class GatheredSlot(RetrievalSlot):
     makes the outcome of a hit; values with ``raw_flags`` need none.
     """
 
-    __slots__ = ("waiting", "decode", "raw_flags", "_keys", "_shared")
+    __slots__ = ("waiting", "decode", "raw_flags", "_keys", "shared")
 
     writes = False
     idempotent = True
@@ -261,7 +263,7 @@ class GatheredSlot(RetrievalSlot):
         self._index = 0
         self._header = (0, None)
         self._keys: Sequence[bytes] | None = None
-        self._shared = 0
+        self.shared = 0
 
     @property
     def keys(self) -> Sequence[bytes]:
@@ -271,7 +273,7 @@ class GatheredSlot(RetrievalSlot):
 
     @property
     def weight(self) -> int:
-        return len(self.keys) + self._shared
+        return len(self.keys) + self.shared
 
     def share(self, key: bytes, waiter: Waiter) -> None:
         """Has ``waiter`` answered together with the one that asked for ``key`` first."""
@@ -280,7 +282,7 @@ class GatheredSlot(RetrievalSlot):
             first.append(waiter)
         else:
             self.waiting[key] = [first, waiter]
-        self._shared += 1
+        self.shared += 1
 
     def encode(self) -> list[bytes]:
         self._keys = keys = list(self.waiting)
@@ -302,7 +304,7 @@ class GatheredSlot(RetrievalSlot):
             half = GatheredSlot(self.decode, self.raw_flags, self.deadline)
             half.waiting = dict(part)
             half.retried = self.retried
-            half._shared = sum(len(one) - 1 for _, one in part if type(one) is list)
+            half.shared = sum(len(one) - 1 for _, one in part if type(one) is list)
             halves.append(half)
         return halves
 
@@ -311,7 +313,7 @@ class GatheredSlot(RetrievalSlot):
 
     def deliver(self) -> None:
         if isinstance(self.reply, MemcacheError):
-            self.fail(self.reply)
+            self.fail(self._signed(self.reply))
             return
         waiting, self.waiting = self.waiting, {}
         decode, raw_flags = self.decode, self.raw_flags
@@ -327,7 +329,7 @@ class GatheredSlot(RetrievalSlot):
                     try:
                         result = decode(key, item.value, item.flags)
                     except MemcacheError as error:
-                        fail(one, error)
+                        fail(one, self._signed(error))
                     else:
                         one.set_result(result)
 

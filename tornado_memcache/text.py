@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .arguments import check_integer, key_bytes
 from .errors import (
     ClientError,
+    InvalidRequest,
     ItemTooLarge,
     ProtocolError,
     ReplyError,
@@ -65,7 +67,43 @@ VERBS: dict[bytes, Verb] = {
     b"stats": Verb("stats", idempotent=True),
 }
 
+#: Verbs that take no key and are asked of every server.
+KEYLESS = frozenset({b"flush_all", b"version", b"verbosity", b"stats"})
+
 _NOREPLY = (b"", b" noreply")
+
+
+def check_request(request: Request) -> None:
+    """Raises for a request that could not be sent, or whose reply could not be told apart.
+
+    `.InvalidRequest` or `TypeError`, which name the field. Lines are built
+    from what has passed here or was made by the commands of the client.
+    """
+    verb = VERBS.get(request.verb)
+    if verb is None:
+        raise InvalidRequest(f"verb {shown(request.verb)} is not known")
+    if request.verb in KEYLESS or not request.keys:
+        raise InvalidRequest(f"{request.asked()}: keys must be given, and the verb take some")
+    for key in request.keys:
+        if type(key) is not bytes:
+            raise TypeError(f"key must be bytes, not {type(key).__name__}")
+        key_bytes(key)
+    if len(request.keys) > 1 and verb.shape != "retrieval":
+        raise InvalidRequest(f"{request.asked()}: the verb takes one key, not several keys")
+    if request.verb in (b"gat", b"gats") and sum(map(len, request.keys)) > GAT_LINE_BYTES:
+        raise InvalidRequest(f"{request.asked()}: keys of over {GAT_LINE_BYTES} bytes in one line")
+    if type(request.noreply) is not bool:
+        raise TypeError(f"noreply must be a bool, not {type(request.noreply).__name__}")
+    if request.noreply and verb.shape == "retrieval":
+        raise InvalidRequest(f"{request.asked()}: noreply is for what stores or deletes")
+    check_integer("flags", request.flags, 0, (1 << 32) - 1)
+    check_integer("exptime", request.exptime, -(1 << 31), (1 << 31) - 1)
+    check_integer("cas_unique", request.cas_unique, 0, (1 << 64) - 1)
+    check_integer("delta", request.delta, 0, (1 << 64) - 1)
+    if request.argument:
+        raise InvalidRequest("argument is for stats, which takes no key")
+    if type(request.value) is not bytes:
+        raise TypeError(f"value must be bytes, not {type(request.value).__name__}")
 
 
 def _line(*tokens: bytes) -> bytes:

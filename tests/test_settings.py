@@ -1,0 +1,108 @@
+"""tornado_memcache.settings: which values a setting may have."""
+
+import inspect
+import math
+
+import pytest
+
+from tornado_memcache import Client, InvalidKey, InvalidRequest
+from tornado_memcache.settings import Settings
+
+LENGTHS = ["connect_timeout", "request_timeout", "dead_retry"]
+NUMBERS = ["max_connections", "max_pending", "silences_until_dead", "max_value_size"]
+
+
+def test_the_defaults_of_the_client_are_those_of_the_settings():
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(Client).parameters.items()
+        if name in Settings._fields
+    }
+    assert defaults == Settings()._asdict()
+    assert Settings().checked() == Settings()
+    assert defaults == {
+        "connect_timeout": 0.5,
+        "request_timeout": 1.0,
+        "max_connections": 4,
+        "max_pending": 100_000,
+        "dead_retry": 30.0,
+        "silences_until_dead": 3,
+        "max_value_size": 1024 * 1024,
+    }
+
+
+def test_all_are_keywords():
+    parameters = list(inspect.signature(Client).parameters.values())
+    assert {one.kind for one in parameters[1:]} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_lengths_become_floats():
+    settings = Settings(connect_timeout=1, request_timeout=2, dead_retry=3).checked()
+    assert settings[:2] == (1.0, 2.0)
+    assert {type(getattr(settings, name)) for name in LENGTHS} == {float}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (0, InvalidRequest),
+        (-1, InvalidRequest),
+        (-0.0, InvalidRequest),
+        (math.nan, InvalidRequest),
+        (math.inf, InvalidRequest),
+        (-math.inf, InvalidRequest),
+        pytest.param(10**400, InvalidRequest, id="huge"),
+        (True, TypeError),
+        ("1", TypeError),
+        (None, TypeError),
+        (1j, TypeError),
+    ],
+)
+def test_lengths_that_are_refused(name, value, error):
+    with pytest.raises(error, match=name):
+        Client(["a"], **{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (0, InvalidRequest),
+        (-1, InvalidRequest),
+        (1 << 40, InvalidRequest),
+        (True, TypeError),
+        (1.0, TypeError),
+        ("1", TypeError),
+        (None, TypeError),
+        (math.nan, TypeError),
+    ],
+)
+def test_numbers_that_are_refused(name, value, error):
+    with pytest.raises(error, match=name):
+        Client(["a"], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("on_dead", "rehash", InvalidRequest),
+        ("on_dead", None, InvalidRequest),
+        ("ring", "nonsense", InvalidRequest),
+        ("key_prefix", "a b", InvalidKey),
+        ("key_prefix", b"\n", InvalidKey),
+        ("key_prefix", "\udc80", InvalidKey),
+        ("key_prefix", b"p" * 251, InvalidKey),
+        ("key_prefix", 1, TypeError),
+        ("key_prefix", 0, TypeError),
+        ("key_prefix", False, TypeError),
+    ],
+)
+def test_other_settings_that_are_refused(name, value, error):
+    with pytest.raises(error, match=name):
+        Client(["a"], **{name: value})
+
+
+def test_a_setting_that_there_is_not():
+    with pytest.raises(TypeError, match="time_out"):
+        Client(["a"], time_out=1)

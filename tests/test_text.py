@@ -1,0 +1,221 @@
+"""tornado_memcache.text: each verb as protocol.txt writes it, and the pieces of replies.
+
+`ENCODED` is the one table of (request, bytes). How whole replies are read
+is shown in `test_protocol.py`.
+"""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tornado_memcache.arguments import key_bytes
+from tornado_memcache.errors import (
+    ClientError,
+    InvalidKey,
+    ItemTooLarge,
+    ProtocolError,
+    ServerError,
+)
+from tornado_memcache.protocol import STREAMED_BLOCK, Request
+from tornado_memcache.text import VERBS, encode_request, error_of, headers, read_number
+
+KEY = b"k" * 250
+ALL = bytes(range(256))
+BIG = 2**64 - 1
+
+ENCODED = [
+    (Request(b"get", (b"a",)), b"get a\r\n"),
+    (Request(b"get", (b"a", b"b", KEY)), b"get a b " + KEY + b"\r\n"),
+    (Request(b"gets", (b"a", b"b")), b"gets a b\r\n"),
+    (Request(b"gat", (b"a",), exptime=60), b"gat 60 a\r\n"),
+    (Request(b"gat", (b"a", b"b"), exptime=-1), b"gat -1 a b\r\n"),
+    (Request(b"gats", (b"a",)), b"gats 0 a\r\n"),
+    (Request(b"set", (b"a",), b"v"), b"set a 0 0 1\r\nv\r\n"),
+    (Request(b"set", (b"a",), b""), b"set a 0 0 0\r\n\r\n"),
+    (Request(b"set", (KEY,), ALL, 2**32 - 1, -1),
+     b"set " + KEY + b" 4294967295 -1 256\r\n" + ALL + b"\r\n"),
+    (Request(b"set", (b"a",), b"v", 1, 2, noreply=True), b"set a 1 2 1 noreply\r\nv\r\n"),
+    (Request(b"add", (b"a",), b"\r\nEND\r\n", 16, 60), b"add a 16 60 7\r\n\r\nEND\r\n\r\n"),
+    (Request(b"replace", (b"a",), b"v", exptime=2**31 - 1), b"replace a 0 2147483647 1\r\nv\r\n"),
+    (Request(b"append", (b"a",), b"v"), b"append a 0 0 1\r\nv\r\n"),
+    (Request(b"prepend", (b"a",), b"v", noreply=True), b"prepend a 0 0 1 noreply\r\nv\r\n"),
+    (Request(b"cas", (b"a",), b"v", 2, 3, BIG), b"cas a 2 3 1 18446744073709551615\r\nv\r\n"),
+    (Request(b"cas", (b"a",), b"v", cas_unique=0, noreply=True), b"cas a 0 0 1 0 noreply\r\nv\r\n"),
+    (Request(b"delete", (b"a",)), b"delete a\r\n"),
+    (Request(b"delete", (b"a",), noreply=True), b"delete a noreply\r\n"),
+    (Request(b"touch", (b"a",), exptime=-1), b"touch a -1\r\n"),
+    (Request(b"touch", (b"a",), exptime=60, noreply=True), b"touch a 60 noreply\r\n"),
+    (Request(b"incr", (b"a",), delta=BIG), b"incr a 18446744073709551615\r\n"),
+    (Request(b"decr", (b"a",), delta=0, noreply=True), b"decr a 0 noreply\r\n"),
+    (Request(b"flush_all"), b"flush_all\r\n"),
+    (Request(b"flush_all", exptime=10, noreply=True), b"flush_all 10 noreply\r\n"),
+    (Request(b"version"), b"version\r\n"),
+    (Request(b"verbosity", argument=b"1"), b"verbosity 1\r\n"),
+    (Request(b"stats"), b"stats\r\n"),
+    (Request(b"stats", argument=b"items"), b"stats items\r\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_", "data"), ENCODED, ids=lambda one: str(one)[:30])
+def test_what_a_request_is_on_the_wire(request_, data):
+    assert b"".join(encode_request(request_)) == data
+
+
+def test_every_verb_is_in_the_table():
+    assert {request.verb for request, _ in ENCODED} == set(VERBS)
+
+
+def test_which_verbs_may_be_tried_again_and_which_write():
+    again = {verb for verb, one in VERBS.items() if one.idempotent}
+    writes = {verb for verb, one in VERBS.items() if one.writes}
+    assert again == {b"get", b"gets", b"version", b"stats"}
+    assert writes == set(VERBS) - again - {b"verbosity"}
+
+
+@pytest.mark.parametrize("length", [0, 1, STREAMED_BLOCK, STREAMED_BLOCK + 1, 1 << 20])
+def test_a_large_value_is_a_piece_of_its_own_and_is_not_copied(length):
+    value = b"x" * length
+    pieces = encode_request(Request(b"set", (b"a",), value))
+    assert b"".join(pieces) == b"set a 0 0 %d\r\n%b\r\n" % (length, value)
+    if length > STREAMED_BLOCK:
+        assert pieces[1] is value
+
+
+# -- exactly one CRLF outside of the data block
+
+key_parts = st.one_of(st.binary(max_size=12), st.text(max_size=12))
+#: Keys of any kind, good and bad, and with lengths around the limit.
+any_keys = st.one_of(
+    key_parts,
+    st.sampled_from(
+        ["a", b"b", "\u00e9", b"\xff", b"noreply", b"a\n", b"a b", b"\r\nflush_all\r\n"]
+    ),
+    st.sampled_from([b"x" * 249, b"x" * 250, b"x" * 251, "\u00e9" * 125, "\u00e9" * 126]),
+)
+block_ends = st.sampled_from([b"", b"\r\n", b"\r\nEND\r\n", b"\r", b"\r\nflush_all\r\n"])
+unsigned = st.sampled_from([0, 1, 2**32, BIG]) | st.integers(0, BIG)
+
+
+def _checked(key):
+    try:
+        return key_bytes(key)
+    except InvalidKey:
+        return None
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(
+    verb=st.sampled_from(sorted(VERBS)),
+    keys=st.lists(any_keys, min_size=1, max_size=4),
+    value=st.tuples(st.binary(max_size=8), block_ends).map(b"".join),
+    large=st.booleans(),
+    flags=st.integers(0, 2**32 - 1),
+    exptime=st.integers(-(2**31), 2**31 - 1),
+    cas_unique=unsigned,
+    delta=unsigned,
+    noreply=st.booleans(),
+)
+def test_an_encoded_line_has_exactly_one_crlf_outside_the_data_block(
+    verb, keys, value, large, **fields
+):
+    for key in keys:
+        raw = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+        fit = 0 < len(raw) <= 250 and not re.search(rb"[\x00-\x20\x7f]", raw)
+        assert (_checked(key) is not None) is fit
+    good = tuple(wire for wire in map(_checked, keys) if wire is not None)
+    if not good:
+        return
+    shape = VERBS[verb].shape
+    good = good if shape == "retrieval" else good[:1]
+    value = value * (STREAMED_BLOCK if large else 1)
+    data = b"".join(encode_request(Request(verb, good, value, **fields)))
+    line, crlf, rest = data.partition(b"\r\n")
+    assert crlf
+    assert rest == (value + b"\r\n" if shape == "storage" else b"")
+    assert not re.search(rb"[\x00-\x1f\x7f]", line)
+    words = line.split(b" ")
+    assert b"" not in words
+    assert words[0] == verb
+    assert len(words) <= 7 + len(good)
+    if shape == "storage":
+        assert int(words[4]) == len(value)
+
+
+# -- the pieces of replies
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "told"),
+    [
+        (b"SERVER_ERROR out of memory", ServerError, "out of memory"),
+        (b"SERVER_ERROR", ServerError, "SERVER_ERROR"),
+        (b"SERVER_ERROR ", ServerError, "SERVER_ERROR"),
+        (b"SERVER_ERROR \xff", ServerError, "\ufffd"),
+        (b"SERVER_ERROR object too large for cache", ItemTooLarge, "object too large for cache"),
+        (b"CLIENT_ERROR bad data chunk", ClientError, "bad data chunk"),
+        (b"CLIENT_ERROR", ClientError, "CLIENT_ERROR"),
+        (b"ERROR", ClientError, "the server does not know the command (ERROR)"),
+        (b"ERROR unknown", ClientError, "the server does not know the command (ERROR)"),
+    ],
+)
+def test_the_error_lines(line, kind, told):
+    error = error_of(line)
+    assert type(error) is kind
+    assert str(error) == told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"END", b"error", b"ERRORS", b" ERROR", b"STORED", b"VALUE a 0 1", b"server_error"],
+)
+def test_what_is_no_error_line(line):
+    assert error_of(line) is None
+
+
+@pytest.mark.parametrize(
+    ("digits", "bits", "number"),
+    [(b"0", 32, 0), (b"007", 32, 7), (b"4294967295", 32, 2**32 - 1), (b"%d" % BIG, 64, BIG)],
+)
+def test_numbers_that_are_read(digits, bits, number):
+    assert read_number(digits, bits, "it") == number
+
+
+BAD_NUMBERS = [
+    b"",
+    b"-1",
+    b"+5",
+    b"0x5",
+    b"5 ",
+    b" 5",
+    b"5\n",
+    b"1_0",
+    b"1.0",
+    b"a",
+    "\uff15".encode(),
+    "\u0665".encode(),
+    b"\xb2",
+    b"%d" % 2**64,
+    b"0" * 21,
+    b"9" * 5000,
+]
+
+
+@pytest.mark.parametrize("digits", BAD_NUMBERS, ids=lambda digits: repr(digits)[:20])
+def test_numbers_that_are_not_read(digits):
+    with pytest.raises(ProtocolError, match="as it"):
+        read_number(digits, 64, "it")
+
+
+def test_the_memo_of_headers_is_bounded_and_keeps_no_cas_unique():
+    headers.clear()
+    for length in range(5000):
+        assert headers[b" 1 %d" % length] == (1, length, None)
+    assert 0 < len(headers) <= 4096
+    before = len(headers)
+    assert headers[b" 1 2 3"] == (1, 2, 3)
+    assert len(headers) == before
+    with pytest.raises(ProtocolError):
+        headers[b" 1 x"]
+    assert len(headers) == before
