@@ -44,6 +44,10 @@ setup(
             # What these two accept changes from one release to the next.
             "mypy>=2.4,<2.5",
             "ruff>=0.17,<0.18",
+            # The clients that ours must agree with, each at the release that was looked at.
+            "python-memcached==1.62",
+            "pylibmc==1.6.3",
+            "pymemcache==4.0.0",
         ],
     },
     classifiers=[

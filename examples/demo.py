@@ -34,6 +34,7 @@ from tornado_memcache.server import EmbeddedServer
 from tornado_memcache.web import asynchronous
 
 REQUEST_TIMEOUT = 0.5
+DEAD_RETRY = 1.0
 #: What a page may be called.
 NAME = r"[a-zA-Z0-9_-]{1,100}"
 
@@ -61,8 +62,9 @@ HOME = """
       several pages, fetched at once.</li>
 </ul>
 <p>Now take memcached away and reload a page. When it is stopped (<code>kill -STOP</code>),
-the failure page comes after {timeout} s; when it is killed, at once. Bring it back
-(<code>kill -CONT</code>), and the pages are right again.</p>
+the failure page comes after {timeout} s, and at once when it is killed, or was stopped for
+so long that it is taken for dead. Bring it back (<code>kill -CONT</code>), and within a second
+or so the pages are right again.</p>
 """
 
 #: What a call was waiting for when it failed, in plain words.
@@ -171,7 +173,7 @@ def make_app(servers):
             ("/counter", CounterPage),
             ("/multi", MultiPage),
         ],
-        mc=Client(servers, request_timeout=REQUEST_TIMEOUT),
+        mc=Client(servers, request_timeout=REQUEST_TIMEOUT, dead_retry=DEAD_RETRY),
     )
 
 
@@ -228,14 +230,20 @@ async def main():
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    port = int(os.environ.get("PORT", "8888"))
+    port = os.environ.get("PORT", "8888")
+    if not port.isdigit():
+        sys.exit(f"PORT must be a number, not {port!r}")
+    port = int(port)
     try:
         sockets = bind_sockets(port, "127.0.0.1")
     except OSError as error:
         sys.exit(f"cannot serve on port {port} ({error.strerror}); name another one: PORT=8889")
     async with contextlib.AsyncExitStack() as cleanup:
         servers, how = await find_servers(cleanup)
-        app = make_app(servers)
+        try:
+            app = make_app(servers)
+        except ValueError as error:
+            sys.exit(f"MEMCACHED_SERVERS: {error}")
         cleanup.callback(app.settings["mc"].close)
         http = HTTPServer(app)
         http.add_sockets(sockets)

@@ -40,21 +40,22 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("arguments", "protocol"),
     ("address", "settings", "serializer", "text", "outcomes", "store"),
-    ("ring", "slots", "text_server"),
-    ("outbox",),
+    ("ring", "slots", "text_server", "compression", "pickles", "memcache_arguments"),
+    ("values", "memcache_values"),
+    ("outbox", "retry"),
     # -- no pure floors from here on
     ("health", "deadlines"),
     ("lanes", "boundaries", "stream"),
     ("call", "connector", "fanout"),
-    ("connection", "server"),
+    ("connection", "server", "memcache_outcomes"),
     ("pool",),
-    ("commands",),
+    ("cluster", "commands"),
     ("client",),
-    ("web",),
+    ("memcache", "tornadoasyncmemcache", "web"),
     ("__init__",),
 )
 #: The floors of the pure modules, and what these must not import.
-PURE_FLOORS = 5
+PURE_FLOORS = 6
 IMPURE = {"tornado", "asyncio", "socket", "ssl", "time", "select", "selectors", "threading"}
 #: An asyncio.TimeoutError is no Timeout's base without it.
 PURE_EXCEPTIONS = {("errors", "asyncio")}
@@ -70,6 +71,7 @@ PUBLIC = [
     "ClientError",
     "ConnectionFailed",
     "FailedKeys",
+    "How",
     "InvalidKey",
     "InvalidRequest",
     "InvalidServer",

@@ -28,6 +28,9 @@ def test_the_defaults_of_the_client_are_those_of_the_settings():
         "dead_retry": 30.0,
         "silences_until_dead": 3,
         "max_value_size": 1024 * 1024,
+        "flush_on_reconnect": False,
+        "min_connections": 0,
+        "max_idle": None,
     }
 
 
@@ -86,7 +89,7 @@ def test_numbers_that_are_refused(name, value, error):
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
-        ("on_dead", "rehash", InvalidRequest),
+        ("on_dead", "nonsense", InvalidRequest),
         ("on_dead", None, InvalidRequest),
         ("ring", "nonsense", InvalidRequest),
         ("key_prefix", "a b", InvalidKey),

@@ -7,6 +7,7 @@ takes the failures of everything that begins under it.
 from .address import Server
 from .boundaries import boundary
 from .client import Client
+from .commands import How
 from .errors import (
     ClientClosed,
     ClientError,
@@ -39,6 +40,7 @@ __all__ = [
     "ClientError",
     "ConnectionFailed",
     "FailedKeys",
+    "How",
     "InvalidKey",
     "InvalidRequest",
     "InvalidServer",

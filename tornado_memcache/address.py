@@ -46,6 +46,11 @@ def parse_server(spec: object) -> Server:
         if len(spec) != 2:
             raise InvalidServer(f"server {shown(spec)} must be (server, weight)")
         server = parse_server(spec[0])
+        if isinstance(spec[1], int) and spec[1] > 1000 and spec[0] == server.host:
+            raise InvalidServer(
+                f"server {shown(spec)}: the second is a weight; for a port write "
+                f'"{server.host}:{spec[1]}"'
+            )
         return server._replace(weight=check_integer("weight", spec[1], 1, 1 << 16))
     if not isinstance(spec, str):
         raise TypeError(f"server must be a str or (str, weight), not {type(spec).__name__}")
@@ -71,6 +76,12 @@ def _check_server(server: Server, spec: object = None) -> Server:
 
 
 def _split(spec: str) -> tuple[str, int]:
+    if "://" in spec:
+        raise InvalidServer(f"server {shown(spec)} is a URL; write host:port")
+    if "," in spec or any(c.isspace() for c in spec):
+        raise InvalidServer(f"server {shown(spec)} must be one host:port; list several servers")
+    if spec.startswith("/"):
+        raise InvalidServer(f"server {shown(spec)}: for a unix socket write unix:{spec}")
     if spec.startswith("["):
         host, bracket, rest = spec[1:].partition("]")
         if not bracket or ":" not in host or (rest and not rest.startswith(":")):

@@ -89,8 +89,9 @@ def wire_exptime(exptime: object, now: Callable[[], float], name: str = "exptime
 
     An `int` is a length in seconds from now (0: never, negative: expired
     at once), a `~datetime.timedelta` too (rounded up to whole seconds), a
-    `~datetime.datetime` is a moment. ``now`` gives the wall clock's
-    seconds; it is asked only where the length does not fit (30 days).
+    `~datetime.datetime` is a moment (local time, if it names no zone).
+    ``now`` gives the wall clock's seconds; it is asked only where the
+    length does not fit (30 days).
     """
     if isinstance(exptime, datetime):
         try:
@@ -109,7 +110,8 @@ def wire_exptime(exptime: object, now: Callable[[], float], name: str = "exptime
         seconds = exptime
     else:
         raise TypeError(
-            f"{name} must be an int, a timedelta or a datetime, not {type(exptime).__name__}"
+            f"{name} must be an int or a timedelta (a length from now) or a datetime "
+            f"(a moment), not {type(exptime).__name__}"
         )
     if seconds <= LONGEST_LENGTH:
         return max(seconds, -1)

@@ -22,6 +22,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _log = logging.getLogger("tornado.application")
 _current: ContextVar["Entry | None"] = ContextVar("tornado_memcache.boundary", default=None)
+#: Returns the innermost entry, a shield's too: None is the common case, told at once.
+entered = _current.get
 #: Callbacks that are coroutines, until they are done: the loop holds them weakly.
 _tasks: set["asyncio.Future[Any]"] = set()
 
@@ -147,7 +149,8 @@ class boundary:
 
     ``with boundary(...) as entry`` gives an `Entry`, whose ``cancel()``
     cancels what is under way. One object may be entered many times, by
-    several tasks. It also decorates functions and coroutine functions.
+    several tasks. It also decorates functions and coroutine functions,
+    which return None after a failure that the boundary took.
     """
 
     def __init__(
@@ -204,6 +207,8 @@ class boundary:
         return True
 
     def __call__(self, function: _F) -> _F:
+        if not callable(function):
+            raise TypeError("a boundary decorates a function or a coroutine function")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("a boundary cannot decorate a generator")
         if inspect.iscoroutinefunction(function):
@@ -231,6 +236,8 @@ class boundary:
         boundary that catches it, else on to whoever called; a coroutine
         function is run as a task. As ``stack_context.wrap`` did.
         """
+        if not callable(function):
+            raise TypeError("function must be callable")
         context, entry = copy_context(), _current.get()
 
         @functools.wraps(function)

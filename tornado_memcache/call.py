@@ -162,7 +162,8 @@ class FutureCall(_Ending, asyncio.Future):  # type: ignore[type-arg]
 
     def add_done_callback(self, fn: Any, *, context: Context | None = None) -> None:
         self._attached = True
-        super().add_done_callback(fn, context=context)
+        # None itself, handed on, would mean the context in which the call ends.
+        super().add_done_callback(fn, context=copy_context() if context is None else context)
 
     def set_result(self, result: Any) -> None:
         self._let_go()
@@ -212,6 +213,6 @@ class Terms:
 def check_callbacks(callback: object, fail_callback: object) -> None:
     """Raises `TypeError` that names a callback which cannot be called."""
     if callback is not None and not callable(callback):
-        raise TypeError("callback must be callable")
+        raise TypeError("callback must be callable: pass the function itself")
     if fail_callback is not None and not callable(fail_callback):
-        raise TypeError("fail_callback must be callable")
+        raise TypeError("fail_callback must be callable: pass the function itself")

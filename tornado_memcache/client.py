@@ -1,45 +1,41 @@
-"""The native client: commands over one funnel, a ring, and the pools.
+"""The native client: commands over one funnel.
 
-Knows which pool a key belongs to, how a call begins, and on which loop it
-lives. It must not know a wire format, a socket, or who is dead.
+Knows how a call begins, and what its keys and values are on the wire. It
+must not know a wire format, a socket, or who is dead.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tornado.ioloop import IOLoop
 from tornado.netutil import Resolver
 
 from . import boundaries, deadlines
-from .address import parse_servers
+from .address import Server
 from .arguments import key_bytes
 from .call import CallbackCall, FutureCall, Terms, check_callbacks
+from .cluster import Cluster
 from .commands import Commands, How, Key
+from .compression import MAX_DECOMPRESSED
 from .deadlines import NOBODY, Deadlines
-from .errors import (
-    InvalidKey,
-    InvalidRequest,
-    MemcacheError,
-    NotSerializable,
-    SerializationError,
-    ValueTooLarge,
-    shown,
-)
+from .errors import InvalidKey, InvalidRequest, MemcacheError, Timeout, ValueTooLarge
 from .fanout import Fanout
+from .outcomes import CasUnique, Replies
 from .pool import Pool
-from .protocol import Reply, Request
-from .ring import key_hash, make_ring
-from .serializer import Plain, Serializer
+from .protocol import Reply, Request, fail
+from .serializer import Serializer
 from .settings import DEFAULT_VALUE_SIZE, Settings
 from .slots import slot_for
 from .text import check_request
+from .values import Values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_log = logging.getLogger("tornado_memcache")
+
+#: So many checked keys are kept, as they are on the wire.
+WIRES_KEPT = 4096
 
 
 class Client(Commands):
@@ -49,15 +45,33 @@ class Client(Commands):
     ``"unix:/path"`` or ``(server, weight)``. ``connect_timeout`` (seconds)
     covers the look-up and all addresses of a server; ``request_timeout``
     (seconds) is the length after which any call has its outcome. At most
-    ``max_connections`` are opened to a server, and at most
-    ``max_pending`` calls are under way to it. A dead server is tried again
-    after a pause that grows up to ``dead_retry`` seconds. ``ring`` places
-    the keys, ``serializer`` turns values into bytes, values over
-    ``max_value_size`` bytes are refused, and ``key_prefix`` goes before
-    every key.
+    ``max_connections`` are opened to a server, and about ``max_pending``
+    calls are under way to it. From the first call on ``min_connections``
+    to each server are kept open while it lives, and at most ``max_idle``
+    are kept when they are idle (None: all).
+
+    A server is taken for dead when it refuses a connection, or after
+    ``silences_until_dead`` timeouts without a byte from it between them.
+    It is tried again after a pause that grows up to ``dead_retry``
+    seconds. ``on_dead`` says what becomes of its keys meanwhile: "fail"
+    (calls fail with `.ServerDead`) or "rehash" (the next server of the
+    ring takes them). ``flush_on_reconnect`` flushes a server that comes
+    back from the dead.
+
+    ``ring`` places the keys: "modulo" (as python-memcached), "ketama",
+    "ketama_weighted" (as libmemcached), "rendezvous", an object with
+    ``server_for(key, alive)``, or a callable that makes a `.Ring`. A key
+    given as ``(route, key)`` is placed by its route.
+
+    ``serializer`` turns values into bytes (`.Plain` unless given). Values
+    longer than ``compress_over`` bytes are compressed; what is read is
+    decompressed up to ``max_decompressed_size`` bytes. Values over
+    ``max_value_size`` bytes are refused. ``key_prefix`` goes before every
+    key. ``resolver`` is a `tornado.netutil.Resolver` for the names.
 
     A client may be made before any loop runs. It belongs to the loop of
     its first call; once that loop is closed it can be used on another.
+    Its calls are made on the loop's own thread.
     """
 
     def __init__(
@@ -67,17 +81,21 @@ class Client(Commands):
         connect_timeout: float = 0.5,
         request_timeout: float = 1.0,
         max_connections: int = 4,
+        min_connections: int = 0,
+        max_idle: int | None = None,
         max_pending: int = 100_000,
         dead_retry: float = 30.0,
         silences_until_dead: int = 3,
-        ring: str = "modulo",
+        ring: Any = "modulo",
         on_dead: str = "fail",
+        flush_on_reconnect: bool = False,
         serializer: Serializer | None = None,
+        compress_over: int | None = None,
+        max_decompressed_size: int = MAX_DECOMPRESSED,
         max_value_size: int = DEFAULT_VALUE_SIZE,
         key_prefix: str | bytes = b"",
         resolver: Resolver | None = None,
     ) -> None:
-        self.servers = parse_servers(servers)
         self._settings = Settings(
             connect_timeout,
             request_timeout,
@@ -86,63 +104,54 @@ class Client(Commands):
             dead_retry,
             silences_until_dead,
             max_value_size,
+            flush_on_reconnect,
+            min_connections,
+            max_idle,
         ).checked()
-        if on_dead != "fail":
-            raise InvalidRequest(f"on_dead {shown(on_dead)} is not one of: fail")
-        self._ring = make_ring(ring, self.servers)
-        self._serializer: Serializer = Plain() if serializer is None else serializer
-        self._raw_flags = self._serializer.raw_flags
+        self._cluster = Cluster(servers, self._settings, ring, on_dead, resolver)
+        self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
+        self._decode = self._values.decode
+        self._raw_flags = self._values.raw_flags
         self._prefix = _checked_prefix(key_prefix)
-        self._resolver = resolver
-        self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._deadlines: Deadlines | None = None
-        self._pools: tuple[Pool, ...] = ()
-        self._only: Pool | None = None
+        self._wires: dict[str, bytes] = {}
 
-    # -- the loop
+    # -- the servers
 
-    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Makes the pools on the loop of the first call."""
-        if self._loop is not None:
-            if not self._loop.is_closed():
-                raise RuntimeError(
-                    "this Client belongs to another event loop, which is not closed; "
-                    "make one Client for each loop"
-                )
-            self._abandon()
-        io_loop = IOLoop.current()
-        resolver = self._resolver if self._resolver is not None else Resolver()
-        register = Deadlines(io_loop, loop)
-        self._pools = tuple(
-            Pool(server, self._settings, register, io_loop, loop, resolver)
-            for server in self.servers
-        )
-        self._only = self._pools[0] if len(self._pools) == 1 else None
-        self._loop, self._deadlines = loop, register
-        if self._closed:
-            for pool in self._pools:
-                pool.close()
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """The servers, as they were given at last."""
+        return self._cluster.servers
 
-    def _abandon(self) -> None:
-        """Lets go of the pools of a closed loop: nobody there can be told anything."""
-        lost = sum(pool.abandon() for pool in self._pools)
-        if lost:
-            _log.warning("%d memcache calls were lost with their event loop", lost)
+    def set_servers(self, servers: Iterable[Any]) -> None:
+        """Replaces the servers; calls under way to one that goes away still end there.
+
+        ``servers`` as for the constructor. Those that stay keep their
+        connections.
+        """
+        self._cluster.set_servers(servers)
+
+    def retry_dead_servers(self) -> None:
+        """Lets the next call to each dead server find out now whether it is back."""
+        self._cluster.retry_dead()
+
+    def warm_up(self) -> None:
+        """Opens ``min_connections`` to every server now, before the first call does."""
+        self._cluster.warm_up()
+
+    def disconnect(self) -> None:
+        """Closes all connections; the next calls open new ones.
+
+        A call under way that only reads is asked again; a write whose
+        bytes left fails with `.ConnectionFailed`.
+        """
+        self._cluster.disconnect()
 
     def close(self) -> None:
         """Closes all connections; calls under way fail with `.ClientClosed`.
 
         Calls made afterwards fail with it too. May be called twice.
         """
-        self._closed = True
-        if self._loop is not None and self._loop.is_closed():
-            self._abandon()
-            self._pools, self._only, self._loop = (), None, None
-        for pool in self._pools:
-            pool.close()
-        if self._deadlines is not None:
-            self._deadlines.close()
+        self._cluster.close()
 
     async def __aenter__(self) -> "Client":
         return self
@@ -151,24 +160,17 @@ class Client(Commands):
         self.close()
 
     def __repr__(self) -> str:
-        if self._pools:
-            return f"<Client {' '.join(map(repr, self._pools))}>"
-        state = "closed" if self._closed else "not connected"
-        return f"<Client {' '.join(server.name for server in self.servers)} {state}>"
+        return f"<Client {self._cluster!r}>"
+
+    @property
+    def _pools(self) -> tuple[Pool, ...]:
+        return self._cluster.pools
+
+    @property
+    def _deadlines(self) -> Deadlines | None:
+        return self._cluster.deadlines
 
     # -- the funnel
-
-    def _ready(self) -> asyncio.AbstractEventLoop:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError(
-                "a memcache call needs a running event loop: "
-                "make it in a handler, a coroutine or a callback of the IOLoop"
-            ) from None
-        if loop is not self._loop:
-            self._bind(loop)
-        return loop
 
     def _locate(self, key: Any) -> tuple[bytes, Pool]:
         """Returns the key's bytes on the wire and the pool of its server."""
@@ -176,16 +178,21 @@ class Client(Commands):
             if len(key) != 2:
                 raise InvalidRequest("key as a tuple must be (route, key)")
             route, wire = _route(key[0]), key_bytes(key[1], self._prefix)
-            self._ready()
-            return wire, self._pools[self._ring.place(route)]
+            self._cluster.ready()
+            return wire, self._cluster.pool_for(route)
         wire = key_bytes(key, self._prefix)
-        self._ready()
-        only = self._only
-        return wire, self._pools[self._ring.place(wire)] if only is None else only
+        self._cluster.ready()
+        return wire, self._cluster.pool_for(wire)
+
+    def _remember(self, key: Any, wire: bytes) -> None:
+        """Keeps a key that was checked: an application asks for the same ones again."""
+        if len(self._wires) >= WIRES_KEPT:
+            self._wires.clear()
+        self._wires[key] = wire
 
     def _all_pools(self) -> Iterable[Pool]:
-        self._ready()
-        return self._pools
+        self._cluster.ready()
+        return self._cluster.pools
 
     def _begin(
         self,
@@ -195,39 +202,59 @@ class Client(Commands):
         timeout: float | None = None,
         callback: Callable[[Any], Any] | None = None,
         fail_callback: Callable[[Any], Any] | None = None,
+        **unknown: Any,
     ) -> "tuple[Any, asyncio.Future[Any]]":
         """Begins a call: returns what waits for its outcome, and what the caller gets.
 
-        The first is None when there is nothing to wait for, because the
-        boundary of the caller has ended.
+        The first is None when nothing is to be asked: the boundary of the
+        caller has ended, or its budget is spent.
         """
+        if unknown:
+            raise TypeError(
+                f"unexpected keyword argument {next(iter(unknown))!r}; beside its own arguments "
+                "a command takes timeout, callback and fail_callback"
+            )
         check_callbacks(callback, fail_callback)
-        assert self._loop is not None and self._deadlines is not None
+        if callable(default):
+            raise TypeError("default must not be callable: to have it called pass callback=")
+        loop, register = self._cluster.loop, self._cluster.deadlines
+        assert loop is not None and register is not None
         terms = Terms(timeout, self._settings.request_timeout)
         waiter: CallbackCall | FutureCall
         future: Any = None
         if callback is not None or fail_callback is not None:
-            waiter = CallbackCall(self._deadlines, terms, callback, fail_callback, default)
+            waiter = CallbackCall(register, terms, callback, fail_callback, default)
         elif terms.entry is None and terms.own_deadline is None and default is None:
-            plain = self._loop.create_future()
+            plain = loop.create_future()
             return plain, plain
         else:
-            waiter = future = FutureCall(self._loop, self._deadlines, terms, default)
+            waiter = future = FutureCall(loop, register, terms, default)
         if terms.entry is not None and (ended := terms.entry.ended_by()) is not None:
-            self._loop.call_soon(_cancel, waiter, ended, context=NOBODY)
+            loop.call_soon(_cancel, waiter, ended, context=NOBODY)
+            return None, future
+        if terms.own_deadline is not None and terms.own_deadline <= deadlines.clock():
+            late = Timeout("its deadline had passed before it was made", phase="waiting")
+            loop.call_soon(fail, waiter, late, context=NOBODY)
             return None, future
         return waiter, future
 
     def get(  # the way of most calls, and so the shortest
         self, key: Key, default: Any = None, **how: "Unpack[How]"
     ) -> "asyncio.Future[Any]":
-        wire, pool = self._locate(key)
+        cluster = self._cluster
+        loop = cluster.ready()
+        wire = self._wires.get(key) if key.__class__ is str else None
+        if wire is None:
+            wire, pool = self._locate(key)
+            if key.__class__ is str:
+                self._remember(key, wire)
+        else:
+            pool = cluster.only or cluster.pool_for(wire)
         connection = pool.usable
         if connection is None:
             return self._retrieve(b"get", key, default, 0, how)
-        if default is None and not how and boundaries.current() is None:
-            assert self._loop is not None
-            future = self._loop.create_future()
+        if default is None and not how and boundaries.entered() is None:
+            future = loop.create_future()
             connection.gather(wire, future, self._decode, self._raw_flags)
             return future
         waiter, future = self._begin(default, **how)
@@ -280,73 +307,82 @@ class Client(Commands):
 
     def _settle(self, result: Any, how: Any) -> "asyncio.Future[Any]":
         """Gives an outcome that needs no server, on a later tick."""
-        self._ready()
+        self._cluster.ready()
         waiter, future = self._begin(**how)
         if waiter is not None:
-            assert self._loop is not None
-            self._loop.call_soon(_set_result, waiter, result, context=NOBODY)
+            loop = self._cluster.loop
+            assert loop is not None
+            loop.call_soon(_set_result, waiter, result, context=NOBODY)
         return future
 
-    def request(self, request: Request, **how: "Unpack[How]") -> "asyncio.Future[Reply]":
+    def request(
+        self, request: Request, *, route: Any = None, **how: "Unpack[How]"
+    ) -> "asyncio.Future[Reply]":
         """Sends one `Request` as it is: bytes and flags in, a `Reply` out.
 
         The funnel of all commands, for those that have no method, and for
         proxies. Keys are checked and placed but get no ``key_prefix``;
-        all must belong to one server. Outcome: the `Reply`; with
+        all must belong to one server. ``route`` chooses the server as in
+        ``(route, key)``. Outcome: the `Reply`; with
         ``noreply`` an empty one as soon as the request is written.
         """
+        self._check_request(request)
+        pool = self._pool_of(request, route)
+        token = request.cas_unique
+        if isinstance(token, CasUnique) and not token.fresh(pool):
+            return self._settle(Reply(b"EXISTS"), how)
+        return self._submit(pool, request, _reply, how)
+
+    def request_many(
+        self, requests: Iterable[Request], **how: "Unpack[How]"
+    ) -> "asyncio.Future[list[Reply | MemcacheError]]":
+        """Sends many requests at once, each to its server, as `request` does.
+
+        Outcome: a list, in the order of ``requests``, of each `Reply` or
+        of the error that it came to. It never fails as a whole.
+        """
+        asked = [(request, route) for request, route in map(_with_route, requests)]
+        replies = Replies([None] * len(asked))
+
+        def take(index: int, outcome: Any, good: bool) -> None:
+            replies[index] = outcome
+
+        parts = []
+        for index, (request, route) in enumerate(asked):
+            self._check_request(request)
+            parts.append((self._pool_of(request, route), request, partial(take, index)))
+        return self._submit_many(parts, replies, how, whole=False)
+
+    def _check_request(self, request: Request) -> None:
         check_request(request)
         if len(request.value) > self._settings.max_value_size:
             raise ValueTooLarge(
                 f"value has {len(request.value)} bytes; "
                 f"max_value_size is {self._settings.max_value_size}"
             )
-        self._ready()
-        places = {self._ring.place(key) for key in request.keys}
-        if len(places) > 1:
+
+    def _pool_of(self, request: Request, route: Any) -> Pool:
+        self._cluster.ready()
+        if route is not None:
+            return self._cluster.pool_for(_route(route))
+        pools = {self._cluster.pool_for(key) for key in request.keys}
+        if len(pools) > 1:
             raise InvalidRequest("keys belong to several servers; use get_multi")
-        return self._submit(self._pools[places.pop()], request, _reply, how)
+        return pools.pop()
 
     def _deadline(self) -> float:
         return deadlines.clock() + self._settings.request_timeout
 
-    def _encode(self, wire: bytes, value: Any) -> tuple[bytes, int]:
-        try:
-            data, flags = self._serializer.encode(wire, value)
-        except InvalidRequest:
-            raise
-        except Exception as error:
-            raise NotSerializable(
-                f"value for key {shown(wire)} cannot be serialized: {type(error).__name__}"
-            ) from error
-        if type(data) is not bytes or type(flags) is not int or flags >> 32:
-            raise NotSerializable("serializer.encode must return bytes and 32 bits of flags")
-        if len(data) > self._settings.max_value_size:
-            raise ValueTooLarge(
-                f"value for key {shown(wire)} has {len(data)} bytes; "
-                f"max_value_size is {self._settings.max_value_size}"
-            )
-        return data, flags
-
-    def _decode(self, wire: bytes, data: bytes, flags: int) -> Any:
-        try:
-            return self._serializer.decode(wire, data, flags)
-        except MemcacheError:
-            raise
-        except Exception as error:
-            raise SerializationError(
-                f"value of key {shown(wire)} cannot be read: {type(error).__name__}"
-            ) from error
+    def _encode(self, wire: bytes, value: Any, compress: bool = True) -> tuple[bytes, int]:
+        return self._values.encode(wire, value, compress)
 
 
 def _route(route: Any) -> bytes | int:
     """Returns what the ring takes for the route of a ``(route, key)``."""
     if isinstance(route, int) and not isinstance(route, bool):
         return route
-    if isinstance(route, bytes):
-        return key_hash(route)
-    if isinstance(route, str):
-        return key_hash(key_bytes(route))
+    if isinstance(route, (str, bytes)):
+        return key_bytes(route)
     raise TypeError(f"route must be an int, str or bytes, not {type(route).__name__}")
 
 
@@ -357,6 +393,15 @@ def _checked_prefix(prefix: Any) -> bytes:
         return key_bytes(prefix)
     except (InvalidKey, TypeError) as error:
         raise type(error)(f"key_prefix: {error}") from None
+
+
+def _with_route(request: Any) -> tuple[Request, Any]:
+    """Returns a request and its route, of which the second may be left out."""
+    if isinstance(request, Request):
+        return request, None
+    if isinstance(request, tuple) and len(request) == 2:
+        return request[1], request[0]
+    raise TypeError("requests must be of Request or (route, Request)")
 
 
 def _reply(reply: Reply) -> Reply:

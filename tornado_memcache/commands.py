@@ -26,7 +26,7 @@ _BIGGEST = (1 << 64) - 1
 
 
 class How(TypedDict, total=False):
-    """The keywords that every command takes.
+    """The keywords that every command takes beside its own arguments.
 
     ``timeout`` is the length in seconds after which the call ends, in
     place of ``request_timeout``. With ``callback`` or ``fail_callback``
@@ -43,7 +43,7 @@ class How(TypedDict, total=False):
 class Commands:
     """The commands of memcached, over a funnel that a subclass gives.
 
-    Each takes the keywords of `How`. Neither ``callback`` nor
+    Each takes ``timeout``, ``callback`` and ``fail_callback`` (`How`). Neither ``callback`` nor
     ``fail_callback`` given, it returns a Future of the outcome. Arguments
     that cannot be sent raise at the call, in both styles:
     `.InvalidRequest` (a ValueError), `TypeError`, or
@@ -80,10 +80,10 @@ class Commands:
     def _settle(self, result: Any, how: Any) -> "asyncio.Future[Any]":
         raise NotImplementedError
 
-    def _encode(self, wire: bytes, value: Any) -> tuple[bytes, int]:
-        raise NotImplementedError
+    #: Turns stored bytes and flags into a value.
+    _decode: Callable[[bytes, bytes, int], Any]
 
-    def _decode(self, wire: bytes, data: bytes, flags: int) -> Any:
+    def _encode(self, wire: bytes, value: Any, compress: bool = True) -> tuple[bytes, int]:
         raise NotImplementedError
 
     def _all_pools(self) -> "Iterable[Pool]":
@@ -224,7 +224,8 @@ class Commands:
         """Stores ``value`` under ``key`` (protocol.txt, "Storage commands").
 
         ``exptime`` is an int or a `~datetime.timedelta`, a length in
-        seconds from now (0: never expires), or a `~datetime.datetime`.
+        seconds from now (0: never expires, -1: at once), or a
+        `~datetime.datetime`.
         Outcome: True; with ``noreply`` True as soon as it is written. When
         it fails with ``maybe_applied``, it may still take effect.
         """
@@ -279,7 +280,8 @@ class Commands:
     def _storage_request(self, verb: bytes, wire: bytes, value: Any, exptime: Any) -> Request:
         if verb in (b"append", b"prepend") and type(value) is int:
             raise TypeError(f"value to {verb.decode()} must be bytes or str, not int")
-        data, flags = self._encode(wire, value)
+        # What is appended to a value has to be as the value is.
+        data, flags = self._encode(wire, value, verb not in (b"append", b"prepend"))
         return Request(verb, (wire,), data, flags, wire_exptime(exptime, time.time))
 
     def cas(

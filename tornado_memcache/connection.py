@@ -17,12 +17,12 @@ from . import deadlines
 from .address import Server
 from .connector import Connector
 from .deadlines import NEVER, NOBODY, Deadlines
-from .errors import ConnectionFailed, MemcacheError, Timeout
+from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
 from .lanes import BoundKeys, SlotLane
 from .outbox import Outbox
-from .protocol import LARGE_WORK, OwedReplies, Reply, Slot
+from .protocol import LARGE_WORK, OwedReplies, Reply, Request, Slot
 from .settings import Settings
-from .slots import GatheredSlot
+from .slots import GatheredSlot, slot_for
 from .stream import SegmentStream
 from .text import KEYS_A_LINE
 
@@ -41,8 +41,9 @@ class Owner(Protocol):
     def opened(self, connection: "Connection") -> None: ...
     def heard(self) -> None: ...
     def caught_up(self, connection: "Connection") -> None: ...
-    def became_late(self, connection: "Connection", asked_at: float) -> None: ...
+    def silent(self, asked_at: float) -> None: ...
     def reconsider(self) -> None: ...
+    def has_idle_enough(self, connection: "Connection") -> bool: ...
     def failed(self, slot: Slot, error: MemcacheError, calls: int) -> None: ...
     def lost(
         self, connection: "Connection", error: MemcacheError, owed: list[Slot], unsent: list[Slot]
@@ -76,6 +77,8 @@ class Connection:
         self.open = False
         self.late = False
         self.closed = False
+        #: True once the connection is to close as soon as it is idle.
+        self.retiring = False
         #: True once any byte has come.
         self.heard = False
         #: Keys with an unanswered write; counted only once other connections are used.
@@ -183,6 +186,13 @@ class Connection:
             self.bound = BoundKeys(slots, self._outbox.silent)
         return self.bound
 
+    def confirm(self) -> None:
+        """Asks for a reply that confirms the noreply requests, if none is owed that does."""
+        if self.idle and self._outbox.silent:
+            deadline = deadlines.clock() + self._settings.request_timeout
+            self._pool.pending += 1
+            self.send(slot_for(Request(b"version"), self._loop.create_future(), bool, deadline))
+
     # -- sending
 
     def send(self, slot: Slot) -> None:
@@ -190,13 +200,14 @@ class Connection:
         slot.place = self
         if self._outbox.must_close_batch(slot):
             self._close_batch()
-        if len(slot.request.value) > LARGE_WORK:
-            self._large += 1
-            self._pool.reconsider()
         if self.bound is not None:
             self.bound.count(slot, 1)
         self._outbox.unsent.append(slot)
         self._register(slot)
+        if len(slot.request.value) > LARGE_WORK:
+            # Not before the slot stands in its place: this may serve the line.
+            self._large += 1
+            self._pool.reconsider()
         if self._scheduled or self._protocol.owed:
             self.hold()
         else:
@@ -344,6 +355,9 @@ class Connection:
             self._deadlines.rest(self)
         if self.bound is not None and self.idle:
             self._pool.reconsider()
+        if self.idle and (self.retiring or self._pool.has_idle_enough(self)):
+            self.retiring = True
+            self.close(ClientClosed("the connection is not needed", server=self.name))
 
     def _let_go(self, slot: Slot) -> None:
         """Forgets a slot to which no reply will come."""
@@ -368,6 +382,7 @@ class Connection:
 
     def expire(self, now: float) -> None:
         live = self._live
+        slot = None
         while live.next_deadline <= now:
             slot = live.pop()
             error, awaited = self.failure_of(slot), not slot.abandoned()
@@ -375,8 +390,8 @@ class Connection:
             if awaited and not until:
                 self._pool.failed(slot, error, slot.weight)
             self._awaited_until = max(self._awaited_until, until)
-            if not self.late and not self.closed:
-                self._become_late(now, slot)
+        if slot is not None and not self.closed:
+            self._silent(now, slot)
         if self._close_at <= now and not self.closed:
             # Not before the last deadline of whoever still waits here.
             last = max(self._awaited_until, live.last_deadline)
@@ -385,11 +400,13 @@ class Connection:
             else:
                 self._overdue()
 
-    def _become_late(self, now: float, slot: Slot) -> None:
-        self.late = True
-        self._close_at = now + self._settings.request_timeout
-        self._deadlines.watch(self, self._close_at)
-        self._pool.became_late(self, slot.deadline - self._settings.request_timeout)
+    def _silent(self, now: float, last: Slot) -> None:
+        """What has expired makes the connection late, and is one more silence of the server."""
+        if not self.late:
+            self.late = True
+            self._close_at = now + self._settings.request_timeout
+            self._deadlines.watch(self, self._close_at)
+        self._pool.silent(last.deadline - self._settings.request_timeout)
 
     def _overdue(self) -> None:
         if self.connecting:
@@ -429,9 +446,19 @@ class Connection:
             self._stream.close()
         self._pool.lost(self, error, owed, unsent)
 
-    def abandon(self) -> None:
-        """Closes the socket of a connection whose loop is closed, and tells nobody."""
+    def abandon(self, *, forked: bool = False) -> None:
+        """Closes the socket of a connection whose loop is closed, and tells nobody.
+
+        In a child of fork only its own descriptors: the loop's epoll is the parent's.
+        """
         self.closed, self.open = True, False
+        if forked:
+            if self._connector is not None:
+                self._connector.forget()
+            if self._stream is not None:
+                self._stream.receiver = None
+                self._stream.socket.close()
+            return
         if self._connector is not None:
             self._connector.close()
         if self._stream is not None:

@@ -142,6 +142,13 @@ class Connector:
             self._io_loop.remove_timeout(self._timeout)
             self._timeout = None
 
+    def forget(self) -> None:
+        """In a child of fork: closes its copies of the sockets and nothing of the parent's."""
+        self._ended = True
+        for stream in self._attempts:
+            stream.socket.close()
+        self._attempts = []
+
     def close(self) -> None:
         """Undoes whatever has begun. Neither callback is called afterwards."""
         self._ended = True

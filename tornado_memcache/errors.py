@@ -51,10 +51,12 @@ class MemcacheError(Exception):
 
     ``server`` is the server that was asked, or None when no server was
     concerned. ``connection_survives`` says whether the connection that
-    carried the call can go on.
+    carried the call can go on. ``maybe_applied`` is True if the request
+    was a write that may have taken effect nevertheless.
     """
 
     connection_survives = True
+    maybe_applied = False
 
     def __init__(self, message: str = "", *, server: str | None = None) -> None:
         super().__init__(message)
@@ -65,6 +67,9 @@ class MemcacheError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     def twin(self: _E) -> _E:
         """Returns an equal error for another caller.
@@ -145,7 +150,6 @@ class _Unanswered(MemcacheError):
         #: Where the call stood: "waiting", "resolving", "connecting",
         #: "tls", "writing" or "reply".
         self.phase = phase
-        #: True if the request may have taken effect nevertheless.
         self.maybe_applied = maybe_applied
         #: What was asked, as ``get "key"``.
         self.asked = asked

@@ -36,6 +36,8 @@ class Health:
         #: True if anything is not as it should be: one flag for the way of a reply.
         self.troubled = False
         self.failures = 0
+        #: How often the server was taken for dead.
+        self.deaths = 0
         self.dead_until = 0.0
         self._dead_retry = dead_retry
         self._pause = 0.0
@@ -84,6 +86,7 @@ class Health:
         if not self.dead:
             self._failing(now)
             _log.warning("memcached %s is taken for dead: %s", self.name, why)
+        self.deaths += not self.dead
         self.dead, self.probing, self.why = True, False, why
         self._pause = min(self._pause * 2 or FIRST_PAUSE, self._dead_retry)
         self.dead_until = now + self._pause * random.uniform(0.9, 1.0)

@@ -70,6 +70,84 @@ class SlotLane:
         return slots
 
 
+class Line:
+    """Slots that wait, served in the order in which they came.
+
+    They expire in the order of their deadlines, which is another one: a
+    call with a longer timeout of its own keeps its place.
+    """
+
+    __slots__ = ("_lane", "_members", "_order", "_written")
+
+    def __init__(self) -> None:
+        self._lane = SlotLane()
+        self._members: set[Slot] = set()
+        #: May hold slots that have expired, until they come to the front.
+        self._order: deque[Slot] = deque()
+        self._written = BoundKeys((), ())
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def holds_write_of(self, slot: Slot) -> bool:
+        """True if a write of one of the keys waits here, which ``slot`` must not overtake."""
+        written = self._written
+        return bool(written) and any(key in written for key in slot.keys)
+
+    def _enter(self, slot: Slot) -> None:
+        self._members.add(slot)
+        self._lane.add(slot)
+        self._written.count(slot, 1)
+
+    def _leave(self, slot: Slot) -> None:
+        self._members.discard(slot)
+        self._written.count(slot, -1)
+
+    @property
+    def first(self) -> Slot:
+        order = self._order
+        while order[0] not in self._members:
+            order.popleft()
+        return order[0]
+
+    @property
+    def next_deadline(self) -> float:
+        return self._lane.next_deadline
+
+    def add(self, slot: Slot, *, front: bool = False) -> None:
+        if front:
+            self._order.appendleft(slot)
+        else:
+            self._order.append(slot)
+        self._enter(slot)
+
+    def pop(self) -> Slot:
+        """Takes the slot out whose turn it is."""
+        slot = self.first
+        self._order.popleft()
+        self._leave(slot)
+        self._lane.remove(slot)
+        return slot
+
+    def pop_due(self) -> Slot:
+        """Takes the slot out that expires first; `extend` may put it back in its place."""
+        slot = self._lane.pop()
+        self._leave(slot)
+        if len(self._order) > 2 * len(self._members) + 64:
+            self._order = deque(one for one in self._order if one in self._members or one is slot)
+        return slot
+
+    def extend(self, slot: Slot, deadline: float) -> None:
+        """Puts a slot back where it stood, with a later deadline."""
+        slot.deadline = deadline
+        self._enter(slot)
+
+    def clear(self) -> list[Slot]:
+        slots = [slot for slot in self._order if slot in self._members]
+        self.__init__()  # type: ignore[misc]
+        return slots
+
+
 class BoundKeys(dict[bytes, int]):
     """Keys whose writes are unanswered on one connection, each with their number.
 

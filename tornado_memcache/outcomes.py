@@ -29,6 +29,14 @@ class FailedKeys(list[_K]):
         self.errors: dict[str, MemcacheError] = {}
 
 
+class Replies(list[Any]):
+    """What many requests came to; ``errors`` as in `MultiResult`."""
+
+    def __init__(self, replies: list[Any]) -> None:
+        super().__init__(replies)
+        self.errors: dict[str, MemcacheError] = {}
+
+
 class CasUnique(int):
     """A cas unique that remembers its server and what has been lost since.
 

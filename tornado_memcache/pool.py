@@ -23,12 +23,11 @@ from .errors import (
     TooManyCalls,
 )
 from .health import FIRST_PAUSE, Health
-from .lanes import SlotLane
-from .protocol import LARGE_WORK, ConnectionRefused, Slot
+from .lanes import Line
+from .protocol import LARGE_WORK, ConnectionRefused, Reply, Request, Slot
+from .retry import UNANSWERED, failure_for, sort_out
 from .settings import Settings
-
-#: The errors that tell in which phase a connection failed.
-_Unmade = (ConnectionFailed, Timeout)
+from .slots import slot_for
 
 
 class Pool:
@@ -64,8 +63,14 @@ class Pool:
         self._loop = loop
         self._resolver = resolver
         self._connections: list[Connection] = []
-        self._line = SlotLane()
+        self._line = Line()
         self._grow_at = 0.0
+        self._serving = False
+        self._retired = False
+        self._asleep = False
+        #: True while fewer than ``min_connections`` are open: looked at with each reply.
+        self._cold = False
+        self._deaths_flushed = 0
 
     # -- taking calls
 
@@ -134,10 +139,15 @@ class Pool:
     def _choose(self, slot: Slot) -> Connection | None:
         """Returns the connection that takes ``slot`` now, None if it has to wait."""
         bound = self._bound_to(slot)
+        behind = bool(self._line) and self._line.first is not slot
+        if len(bound) > 1:
+            # Only a request of many keys: it waits until all but one have answered.
+            for connection in bound:
+                connection.confirm()
+            return None
         if bound:
-            # Two at once can only be for a request of many keys: it waits.
-            return bound[0] if len(bound) == 1 else None
-        if self._line and self._line.first is not slot:
+            return None if behind and self._line.holds_write_of(slot) else bound[0]
+        if behind:
             return None
         good = [one for one in self._connections if one.open and not one.late]
         clear = [one for one in good if not one.large]
@@ -164,9 +174,9 @@ class Pool:
         self._queue(slot)
         self._grow()
 
-    def _queue(self, slot: Slot) -> None:
+    def _queue(self, slot: Slot, *, front: bool = False) -> None:
         slot.place = self
-        self._line.add(slot)
+        self._line.add(slot, front=front)
         self._deadlines.watch(self, slot.deadline)
         waiter = getattr(slot.waiter, "whole", slot.waiter)
         if type(waiter) is asyncio.Future:
@@ -183,6 +193,9 @@ class Pool:
 
     def _nobody_waits(self) -> None:
         self._deadlines.rest(self)
+        if len(self._connections) <= self._settings.min_connections:
+            self.reconsider()
+            return
         for connection in [one for one in self._connections if one.connecting]:
             self.health.probing = False
             self._connections.remove(connection)
@@ -202,14 +215,62 @@ class Pool:
         """Opens one connection for the line, unless one is being opened."""
         if self._may_grow() and not any(one.connecting for one in self._connections):
             connection = Connection(self, self.server, self._settings, self._deadlines, self._loop)
+            connection.retiring = self._retired
             self._connections.append(connection)
             connection.connect(self._io_loop, self._resolver)
 
+    def keep_warm(self) -> None:
+        """Opens what is missing of ``min_connections``, one after the other."""
+        self._cold = len(self._connections) < self._settings.min_connections
+        if self._cold and not (self.health.dead or self._retired or self._asleep):
+            self._grow()
+
+    def warm_up(self) -> None:
+        """Keeps connections warm again, after `disconnect`."""
+        self._asleep = False
+        self.keep_warm()
+
+    def has_idle_enough(self, connection: Connection) -> bool:
+        """True if so many others are idle that ``connection`` need not be kept."""
+        most = self._settings.max_idle
+        if most is None or self._line:
+            return False
+        idle = sum(one.open and one.idle for one in self._connections)
+        return idle > most
+
     def opened(self, connection: Connection) -> None:
         connection.hold()
+        if self._settings.flush_on_reconnect and self.health.deaths > self._deaths_flushed:
+            self._flush(connection)
         self._serve_line()
+        self.warm_up()
+
+    def _flush(self, connection: Connection) -> None:
+        """Flushes a server that was dead: it may hold what is older than others stored since."""
+        deaths = self.health.deaths
+
+        def flushed(reply: Reply) -> None:
+            self._deaths_flushed = max(deaths, self._deaths_flushed)
+
+        waiter = self._loop.create_future()
+        deadline = deadlines.clock() + self._settings.request_timeout
+        self.pending += 1
+        connection.send(slot_for(Request(b"flush_all"), waiter, flushed, deadline))
 
     def _serve_line(self) -> None:
+        if self._serving:
+            # A connection that takes a slot of the line asks again: the next would overtake it.
+            return
+        self._serving = True
+        try:
+            self._serve()
+        finally:
+            self._serving = False
+        if not self._line:
+            self._deadlines.rest(self)
+        self._find_usable()
+
+    def _serve(self) -> None:
         line = self._line
         while line:
             slot = line.first
@@ -223,9 +284,6 @@ class Pool:
             line.pop()
             connection.hold()
             connection.send(slot)
-        if not line:
-            self._deadlines.rest(self)
-        self._find_usable()
 
     def reconsider(self) -> None:
         """Serves the line, and finds out again which connection takes calls unasked."""
@@ -256,23 +314,20 @@ class Pool:
             self._serve_line()
         elif self.usable is None:
             self.reconsider()
+        if self._cold:
+            self.keep_warm()
 
     def caught_up(self, connection: Connection) -> None:
         self.reconsider()
 
-    def became_late(self, connection: Connection, asked_at: float) -> None:
+    def silent(self, asked_at: float) -> None:
+        """A request that was made at ``asked_at`` was not answered: its connection is late."""
         now = deadlines.clock()
         why = Timeout("timed out", server=self.name, phase="reply")
         self.health.silence(asked_at, now, why)
         if self.health.dead and not self.health.probing:
             self._fail_line(why)
         self.reconsider()
-
-    def _failure_for(self, slot: Slot, error: MemcacheError) -> MemcacheError:
-        """Returns ``error`` as the outcome of one slot."""
-        if isinstance(error, (ConnectionFailed, Timeout)):
-            return error.of(slot.asked(), slot.sent and slot.writes)
-        return error.twin()
 
     def lost(
         self, connection: Connection, error: MemcacheError, owed: list[Slot], unsent: list[Slot]
@@ -283,46 +338,26 @@ class Pool:
         self._connections.remove(connection)
         if isinstance(error, ConnectionRefused):
             error = ConnectionFailed(str(error), server=self.name, phase="connecting")
-        made = connection.heard or connection.late
-        if isinstance(error, _Unmade) and error.phase != "reply":
+        made = connection.heard or connection.late or connection.retiring
+        if isinstance(error, UNANSWERED) and error.phase != "reply":
             made = False
         if not connection.connecting:
             self.generation += 1
-        again, failed = self._sort_out(error, owed, unsent)
+        again, failed = sort_out(error, owed, unsent, self.closed)
         for slot in failed:
             self.pending -= slot.weight
             if self.closed:
-                self._fail(slot, self._failure_for(slot, error))
+                self._fail(slot, failure_for(slot, error))
             elif not slot.abandoned():
-                self._refuse(slot, self._failure_for(slot, error))
-        for slot in again:
+                self._refuse(slot, failure_for(slot, error))
+        for slot in reversed(again):  # (older than whatever is in line)
             slot.retried, slot.sent = True, False
-            self._queue(slot)
+            self._queue(slot, front=True)
         if not self.closed:
             if not made:
                 self._connect_failed(error)
             self._serve_line()
-
-    def _sort_out(
-        self, error: MemcacheError, owed: list[Slot], unsent: list[Slot]
-    ) -> tuple[list[Slot], list[Slot]]:
-        """Returns what of a lost connection is tried again, and what has failed.
-
-        Once, within the same deadline: what was not sent, and what only
-        reads and had no byte of its reply.
-        """
-        untouched = isinstance(error, ConnectionFailed) and error.phase == "connecting"
-        again, failed = [], []
-        for slot in owed + unsent:
-            if self.closed or slot.retried or slot.abandoned():
-                failed.append(slot)
-            elif not slot.sent or untouched:
-                again.append(slot)
-            elif isinstance(error, ConnectionFailed) and slot.idempotent and not slot.begun():
-                again.append(slot)
-            else:
-                failed.append(slot)
-        return again, failed
+            self.keep_warm()
 
     def _connect_failed(self, error: MemcacheError) -> None:
         """A connection was not made, or was closed before it had said anything."""
@@ -331,7 +366,7 @@ class Pool:
             # The server is there and takes no more: live with what there is.
             self._grow_at = now + FIRST_PAUSE
             return
-        unmade = isinstance(error, _Unmade) and error.phase != "reply"
+        unmade = isinstance(error, UNANSWERED) and error.phase != "reply"
         if unmade and not isinstance(error, Timeout):
             self.health.refused(now, error)
         else:
@@ -344,7 +379,7 @@ class Pool:
         for slot in self._line.clear():
             self.pending -= slot.weight
             if not slot.abandoned():
-                self._refuse(slot, self._failure_for(slot, error))
+                self._refuse(slot, failure_for(slot, error))
 
     # -- the line as a lane of deadlines
 
@@ -357,12 +392,11 @@ class Pool:
     def expire(self, now: float) -> None:
         line = self._line
         while line.next_deadline <= now:
-            slot = line.pop()
+            slot = line.pop_due()
             error, awaited = self.failure_of(slot), not slot.abandoned()
             until = slot.expire(error, now)
             if until:
-                slot.deadline = until
-                self._wait(slot)
+                line.extend(slot, until)
                 continue
             self.pending -= slot.weight
             if awaited:
@@ -394,11 +428,30 @@ class Pool:
             self.pending -= slot.weight
             slot.fail(error.twin())
 
-    def abandon(self) -> int:
+    def disconnect(self) -> None:
+        """Closes all connections; what only reads is asked again on new ones."""
+        self._asleep = True
+        for connection in [one for one in self._connections if one.open]:
+            connection.retiring = True
+            connection.close(ConnectionFailed("disconnected", server=self.name))
+
+    def retire(self) -> bool:
+        """Takes no new calls, and closes when those under way have ended.
+
+        Returns True if nothing is left to wait for.
+        """
+        self._retired = True
+        for connection in list(self._connections):
+            connection.retiring = True
+            if connection.open and connection.idle:
+                connection.close(ClientClosed("the server was removed", server=self.name))
+        return not self._connections and not self._line
+
+    def abandon(self, *, forked: bool = False) -> int:
         """Lets go of everything of a closed loop; returns how many calls were lost."""
         self.closed, self.usable = True, None
         for connection in self._connections:
-            connection.abandon()
+            connection.abandon(forked=forked)
         lost, self.pending = self.pending, 0
         self._connections.clear()
         self._line.clear()

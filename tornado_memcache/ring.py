@@ -15,7 +15,7 @@ from zlib import crc32
 from .address import DEFAULT_PORT, Server
 from .errors import InvalidRequest, shown
 
-#: python-memcached tries so many other places before it gives up.
+#: python-memcached tries so many places before it gives up.
 REHASH_STEPS = 10
 #: Points of each server on an unweighted ketama ring (libmemcached).
 POINTS = 100
@@ -44,8 +44,8 @@ def key_hash(key: bytes) -> int:
 class Modulo:
     """python-memcached's placement: the key's hash modulo the weighted list.
 
-    A key whose server is dead is hashed again, ten times at most, as
-    that client does.
+    A key whose server is dead is hashed again, and ten places are tried
+    in all, as that client does.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Modulo:
 
     def place_among(self, key: bytes | int, alive: Alive) -> int | None:
         number = self._hash(key) if isinstance(key, bytes) else key
-        for step in range(REHASH_STEPS + 1):
+        for step in range(REHASH_STEPS):
             index = self.buckets[number % len(self.buckets)]
             if alive(index):
                 return index
@@ -141,7 +141,7 @@ def _float32(number: float) -> float:
 
 def _point_name(server: Server) -> bytes:
     if server.path is not None:
-        return server.path.encode()
+        return b"%b:0" % server.path.encode()
     if server.port == DEFAULT_PORT:
         return server.host.encode()
     return f"{server.host}:{server.port}".encode()
@@ -164,7 +164,10 @@ class Rendezvous:
     """
 
     def __init__(self, servers: Sequence[Server]) -> None:
-        self._servers = [(server.name.encode(), server.weight) for server in servers]
+        self._servers = [
+            (blake2b(server.name.encode(), digest_size=16).digest(), server.weight)
+            for server in servers
+        ]
 
     def place(self, key: bytes | int) -> int:
         index = self.place_among(key, lambda index: True)
@@ -174,9 +177,9 @@ class Rendezvous:
     def place_among(self, key: bytes | int, alive: Alive) -> int | None:
         data = key if isinstance(key, bytes) else b"%d" % key
         best, winner = -1.0, None
-        for index, (name, weight) in enumerate(self._servers):
+        for index, (person, weight) in enumerate(self._servers):
             if alive(index):
-                digest = blake2b(data, digest_size=8, person=name[-16:], salt=name[:16]).digest()
+                digest = blake2b(data, digest_size=8, person=person).digest()
                 chance = (int.from_bytes(digest, "little") + 1) / ((1 << 64) + 1)
                 score = -weight / math.log(chance)
                 if score > best:
@@ -223,7 +226,10 @@ _RINGS: dict[str, Callable[[Sequence[Server]], Ring]] = {
 
 
 def make_ring(ring: object, servers: Sequence[Server]) -> Ring:
-    """Returns the ring called ``ring`` over ``servers``, or wraps a user's own.
+    """Returns the ring called ``ring`` over ``servers``, or what a user's own gives.
+
+    A user's own is an object with ``server_for(key, alive)``, or a
+    callable that takes the servers and returns a `Ring`, as `Ketama` is.
 
     Raises `.InvalidRequest` for a name that is not known.
     """
@@ -231,6 +237,11 @@ def make_ring(ring: object, servers: Sequence[Server]) -> Ring:
         return _RINGS[ring](servers)
     if callable(getattr(ring, "server_for", None)):
         return Custom(ring, servers)
+    if callable(ring):
+        made: Ring = ring(servers)
+        if not (hasattr(made, "place") and hasattr(made, "place_among")):
+            raise InvalidRequest(f"ring {shown(ring)} made {shown(made)}, which is no Ring")
+        return made
     raise InvalidRequest(
         f"ring {shown(ring)} is not one of {', '.join(_RINGS)}, "
         "nor an object with server_for(key, alive)"

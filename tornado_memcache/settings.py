@@ -21,16 +21,22 @@ class Settings(NamedTuple):
     dead_retry: float = 30.0
     silences_until_dead: int = 3
     max_value_size: int = DEFAULT_VALUE_SIZE
+    flush_on_reconnect: bool = False
+    min_connections: int = 0
+    max_idle: int | None = None
 
     def checked(self) -> "Settings":
         """Returns the settings with every value checked.
 
         Raises `TypeError` and `.InvalidRequest`, which name the setting.
         """
+        most = check_integer("max_connections", self.max_connections, 1, 10_000)
+        least = check_integer("min_connections", self.min_connections, 0, most)
+        if self.max_idle is not None:
+            check_integer("max_idle", self.max_idle, max(least, 1), 10_000)
         return self._replace(
             connect_timeout=check_seconds("connect_timeout", self.connect_timeout),
             request_timeout=check_seconds("request_timeout", self.request_timeout),
-            max_connections=check_integer("max_connections", self.max_connections, 1, 10_000),
             max_pending=check_integer("max_pending", self.max_pending, 1, 1 << 31),
             dead_retry=check_seconds("dead_retry", self.dead_retry),
             silences_until_dead=check_integer(

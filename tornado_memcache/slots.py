@@ -130,7 +130,8 @@ class TextSlot(Slot):
 class RetrievalSlot(Slot):
     """A slot whose reply is items: get, gets, gat, gats of one or many keys.
 
-    ``items`` stands beside ``keys``: an `.Item`, or None for a miss.
+    ``items`` stands beside ``keys``: what makes an `.Item`, or None for a
+    miss.
     """
 
     __slots__ = ("_index", "_header", "items")
@@ -143,7 +144,7 @@ class RetrievalSlot(Slot):
         deadline: float,
     ) -> None:
         super().__init__(request, waiter, outcome, deadline)
-        self.items: list[Item | None] = [None] * len(request.keys)
+        self.items: list[tuple[bytes, int, int | None] | None] = [None] * len(request.keys)
         self._index = 0
         self._header: tuple[int, int | None] = (0, None)
 
@@ -163,17 +164,24 @@ class RetrievalSlot(Slot):
 
     def read(self, data: bytes, position: int, protocol: OwedReplies) -> int:
         # VALUE <key> <flags> <bytes> [<cas unique>]\r\n<data block>\r\n ... END\r\n
-        items, size = self.items, len(data)
-        limit, index, find = protocol.max_value_size, self._index, data.find
+        items, keys, size, find = self.items, self.keys, len(data), data.find
+        limit, index, count = protocol.max_value_size, self._index, len(keys)
+        without_cas = not self._wants_cas()
         while True:
             end = find(b"\r\n", position)
             if end < 0 or data[position : position + 6] != b"VALUE ":
                 self._index = index
                 return self._read_line(data, position, protocol)
-            stop, index = self._match(data, position + 6, end, index)
+            # The next key of the request nearly always; else one of those behind it.
+            if index < count and data.startswith(keys[index], position + 6):
+                stop = position + 6 + len(keys[index])
+            else:
+                stop = -1
+            if stop < 0 or data[stop] != 32:
+                stop, index = self._match(data, position + 6, end, index)
             flags, length, cas_unique = headers[data[stop:end]]
-            if length > limit or (cas_unique is None) is self._wants_cas():
-                raise self._bad_item(data[position:end])
+            if length > limit or (cas_unique is None) is not without_cas:
+                raise self._bad_item(data[position:end], length, limit)
             start = end + 2
             stop = start + length
             if stop + 2 > size:
@@ -183,9 +191,9 @@ class RetrievalSlot(Slot):
                 self._header = (flags, cas_unique)
                 protocol.stream_block(length, data[start:])
                 return size
-            if data[stop : stop + 2] != b"\r\n":
+            if data[stop] != 13 or data[stop + 1] != 10:
                 raise ProtocolError(f"{self.asked()}: a data block does not end with CRLF")
-            items[index] = Item(data[start:stop], flags, cas_unique)
+            items[index] = (data[start:stop], flags, cas_unique)
             index += 1
             position = stop + 2
 
@@ -196,19 +204,21 @@ class RetrievalSlot(Slot):
         out, so the key is looked for from ``index`` on. A key that was
         not asked, or was answered already, is a `.ProtocolError`.
         """
-        keys = self.keys
         stop = data.find(b" ", position, end)
-        key = data[position:stop]
         if stop > 0:
-            for found in range(index, len(keys)):
-                if keys[found] == key:
+            key = data[position:stop]
+            for found, asked in enumerate(self.keys[index:], index):
+                if asked == key:
                     return stop, found
         raise self._bad_item(data[position - 6 : end])
 
     def _wants_cas(self) -> bool:
         return self.request.verb in (b"gets", b"gats")
 
-    def _bad_item(self, line: bytes) -> ProtocolError:
+    def _bad_item(self, line: bytes, length: int = 0, limit: int = 0) -> ProtocolError:
+        if length > limit:
+            told = f"an item of {length} bytes, max_value_size is {limit}"
+            return ProtocolError(f"{self.asked()}: the server sent {told}")
         return ProtocolError(f"{self.asked()}: the server sent {shown(line)}, which was not asked")
 
     def _read_line(self, data: bytes, position: int, protocol: OwedReplies) -> int:
@@ -228,12 +238,14 @@ class RetrievalSlot(Slot):
         return end + 2
 
     def _end(self) -> None:
-        hits = {key: item for key, item in zip(self.keys, self.items) if item is not None}
+        hits = {
+            key: Item._make(item) for key, item in zip(self.keys, self.items) if item is not None
+        }
         self.reply = Reply(b"END", hits)
 
     def read_block(self, block: bytes) -> None:
         flags, cas_unique = self._header
-        self.items[self._index] = Item(block, flags, cas_unique)
+        self.items[self._index] = (block, flags, cas_unique)
         self._index += 1
 
 
@@ -316,22 +328,31 @@ class GatheredSlot(RetrievalSlot):
             self.fail(self._signed(self.reply))
             return
         waiting, self.waiting = self.waiting, {}
-        decode, raw_flags = self.decode, self.raw_flags
+        raw_flags = self.raw_flags
         for (key, waiter), item in zip(waiting.items(), self.items):
-            for one in waiter if type(waiter) is list else (waiter,):
-                if one.done():
-                    continue
-                if item is None:
-                    one.set_result(getattr(one, "default", None))
-                elif item.flags == raw_flags:
-                    one.set_result(item.value)
-                else:
-                    try:
-                        result = decode(key, item.value, item.flags)
-                    except MemcacheError as error:
-                        fail(one, self._signed(error))
-                    else:
-                        one.set_result(result)
+            if waiter.__class__ is list:
+                for one in waiter:
+                    self._deliver_to(one, key, item)
+            elif item is not None and item[1] == raw_flags:
+                # The case of nearly all calls, without another call of ours.
+                if not waiter.done():
+                    waiter.set_result(item[0])
+            else:
+                self._deliver_to(waiter, key, item)
+
+    def _deliver_to(self, waiter: Any, key: bytes, item: Any) -> None:
+        if waiter.done():
+            return
+        if item is None:
+            waiter.set_result(getattr(waiter, "default", None))
+            return
+        value, flags, _ = item
+        try:
+            result = value if flags == self.raw_flags else self.decode(key, value, flags)
+        except MemcacheError as error:
+            fail(waiter, self._signed(error))
+        else:
+            waiter.set_result(result)
 
     def fail(self, error: MemcacheError) -> None:
         waiting, self.waiting, self._keys = self.waiting, {}, self.keys

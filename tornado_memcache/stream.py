@@ -114,10 +114,12 @@ class SegmentStream(IOStream):
                 small += rest
                 continue
             if small:
-                self.write(bytes(small))
+                rest = memoryview(bytes(small) + rest)
                 small = bytearray()
             written = self.write(rest)
-        return self.write(bytes(small)) if small else written
+            if self.closed():
+                break  # (a second write would raise at the caller)
+        return self.write(bytes(small)) if small and not self.closed() else written
 
     def close(self, exc_info: Any = False) -> None:
         closing = not self.closed()

@@ -79,6 +79,8 @@ def check_request(request: Request) -> None:
     `.InvalidRequest` or `TypeError`, which name the field. Lines are built
     from what has passed here or was made by the commands of the client.
     """
+    if not isinstance(request, Request):
+        raise TypeError(f"request must be a Request, not {type(request).__name__}")
     verb = VERBS.get(request.verb)
     if verb is None:
         raise InvalidRequest(f"verb {shown(request.verb)} is not known")

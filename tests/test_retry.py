@@ -1,0 +1,57 @@
+"""What is tried again after a connection was lost, as pure decisions."""
+
+from __future__ import annotations
+
+import pytest
+
+from tornado_memcache.errors import ClientClosed, ConnectionFailed, ProtocolError
+from tornado_memcache.protocol import Request
+from tornado_memcache.retry import failure_for, sort_out
+from tornado_memcache.slots import slot_for
+
+
+class Waiter:
+    def __init__(self, ended=False):
+        self.ended = ended
+
+    def done(self):
+        return self.ended
+
+
+def slot(verb, *, sent=True, retried=False, ended=False):
+    made = slot_for(Request(verb, (b"k",)), Waiter(ended), lambda reply: reply, 1.0)
+    made.sent, made.retried = sent, retried
+    return made
+
+
+LOST = ConnectionFailed("lost")
+REFUSED = ConnectionFailed("refused", phase="connecting")
+
+
+@pytest.mark.parametrize(
+    "error, made, again",
+    [
+        (LOST, slot(b"get"), True),
+        (LOST, slot(b"gets"), True),
+        (LOST, slot(b"gat"), False),
+        (LOST, slot(b"set"), False),
+        (LOST, slot(b"set", sent=False), True),
+        (LOST, slot(b"get", retried=True), False),
+        (LOST, slot(b"set", sent=False, retried=True), False),
+        (LOST, slot(b"get", ended=True), False),
+        (REFUSED, slot(b"set"), True),
+        (ProtocolError("garbage"), slot(b"get"), False),
+        (ClientClosed("closed"), slot(b"get"), False),
+    ],
+)
+def test_what_is_tried_again(error, made, again):
+    assert sort_out(error, [made], [], False) == (([made], []) if again else ([], [made]))
+    assert sort_out(error, [made], [], True) == ([], [made])
+
+
+def test_what_the_others_fail_with():
+    write = failure_for(slot(b"set"), LOST)
+    assert write.maybe_applied and "set 'k'" in str(write) and write is not LOST
+    assert not failure_for(slot(b"set", sent=False), LOST).maybe_applied
+    assert not failure_for(slot(b"get"), LOST).maybe_applied
+    assert failure_for(slot(b"set"), ClientClosed("closed")).maybe_applied

@@ -1,0 +1,203 @@
+"""The servers of one client: which pool a key belongs to, and on which loop.
+
+Knows the ring, the pools and their loop, and where keys go while a server
+is dead. It must not know a command or who waits for an outcome.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from tornado.ioloop import IOLoop
+from tornado.netutil import Resolver
+
+from . import deadlines
+from .address import parse_servers
+from .deadlines import Deadlines
+from .errors import InvalidRequest, shown
+from .pool import Pool
+from .ring import make_ring
+from .settings import Settings
+
+_log = logging.getLogger("tornado_memcache")
+
+#: What may happen to the keys of a dead server.
+POLICIES = ("fail", "rehash")
+
+
+class Cluster:
+    """The pools of a client's servers, made on the loop of its first call.
+
+    ``on_dead`` says where the keys of a dead server go: "fail" leaves
+    them there, "rehash" gives them to the next server of the ring.
+    """
+
+    def __init__(
+        self,
+        servers: Iterable[Any],
+        settings: Settings,
+        ring: Any,
+        on_dead: str,
+        resolver: Resolver | None,
+    ) -> None:
+        if on_dead not in POLICIES:
+            raise InvalidRequest(f"on_dead {shown(on_dead)} is not one of: {', '.join(POLICIES)}")
+        self.servers = parse_servers(servers)
+        self.pools: tuple[Pool, ...] = ()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.deadlines: Deadlines | None = None
+        self.closed = False
+        self._pid = 0
+        self._settings = settings
+        self._ring_kind = ring
+        self._ring = make_ring(ring, self.servers)
+        self._rehashes = on_dead == "rehash"
+        if resolver is not None and not callable(getattr(resolver, "resolve", None)):
+            raise TypeError("resolver must be a tornado.netutil.Resolver")
+        self._resolver = resolver
+        #: The pool of a client that has one server.
+        self.only: Pool | None = None
+        self._retired: list[Pool] = []
+
+    # -- the loop
+
+    def ready(self) -> asyncio.AbstractEventLoop:
+        """Returns the running loop, with the pools on it."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "a memcache call needs a running event loop: "
+                "make it in a handler, a coroutine or a callback of the IOLoop"
+            ) from None
+        if loop is not self.loop:
+            self._bind(loop)
+        return loop
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.loop is not None:
+            if not (self.loop.is_closed() or self._forked()):
+                raise RuntimeError(
+                    "this Client belongs to another event loop, which is not closed; "
+                    "make one Client for each loop"
+                )
+            self._abandon()
+        self.loop, self.deadlines = loop, Deadlines(IOLoop.current(), loop)
+        self._pid = os.getpid()
+        self._set_pools([])
+        if self.closed:
+            self.close()
+
+    def _set_pools(self, kept: Iterable[Pool]) -> None:
+        """Makes the pools of the servers, with what is kept of the old ones."""
+        assert self.loop is not None and self.deadlines is not None
+        known = {pool.name: pool for pool in kept}
+        io_loop = IOLoop.current()
+        resolver = self._resolver if self._resolver is not None else Resolver()
+        self.pools = tuple(
+            known.get(server.name)
+            or Pool(server, self._settings, self.deadlines, io_loop, self.loop, resolver)
+            for server in self.servers
+        )
+        self.only = self.pools[0] if len(self.pools) == 1 else None
+        for pool in self.pools:
+            pool.keep_warm()
+
+    def _forked(self) -> bool:
+        """True in a child of fork, where loop and connections are the parent's."""
+        return self.loop is not None and self._pid != os.getpid()
+
+    def _abandon(self) -> None:
+        """Lets go of the pools of a closed loop: nobody there can be told anything."""
+        forked = self._forked()
+        lost = sum(pool.abandon(forked=forked) for pool in (*self.pools, *self._retired))
+        self._retired = []
+        if lost and not forked:
+            _log.warning("%d memcache calls were lost with their event loop", lost)
+
+    # -- keys
+
+    def pool_for(self, key: bytes | int) -> Pool:
+        """Returns the pool of ``key``, or of a hash that the caller has made."""
+        if self.only is not None:
+            return self.only
+        pool = self.pools[self._ring.place(key)]
+        if self._rehashes and pool.health.dead and not self._may_ask(pool):
+            index = self._ring.place_among(key, lambda index: self._may_ask(self.pools[index]))
+            if index is not None:
+                return self.pools[index]
+        return pool
+
+    def _may_ask(self, pool: Pool) -> bool:
+        return not pool.health.dead or pool.health.may_probe(deadlines.clock())
+
+    # -- servers
+
+    def set_servers(self, servers: Iterable[Any]) -> None:
+        """Replaces the servers. Calls under way to one that goes away still end there."""
+        self.servers = parse_servers(servers)
+        self._ring = make_ring(self._ring_kind, self.servers)
+        if self.loop is None:
+            return
+        if self.loop.is_closed() or self._forked():
+            self._abandon()
+            self.pools, self.only, self.loop = (), None, None
+            return
+        names = {server.name for server in self.servers}
+        self._retired = [pool for pool in self._retired if not pool.retire()]
+        self._retired += [
+            pool for pool in self.pools if pool.name not in names and not pool.retire()
+        ]
+        self._set_pools(self.pools)
+        if self.closed:
+            self.close()
+
+    def retry_dead(self) -> None:
+        """Lets the next call to each dead server find out whether it is back."""
+        for pool in self.pools:
+            pool.health.retry_now()
+
+    def warm_up(self) -> None:
+        """Opens the connections that are to be kept warm."""
+        self.ready()
+        for pool in self.pools:
+            pool.warm_up()
+
+    def disconnect(self) -> None:
+        """Closes all connections; what only reads is asked again on new ones."""
+        for pool in self.pools:
+            pool.disconnect()
+
+    def close(self) -> None:
+        """Closes everything; calls under way fail with `.ClientClosed`."""
+        gone = self.loop is not None and (self._forked() or self.loop.is_closed())
+        if self.loop is not None and not gone and not _is_running_here(self.loop):
+            if self.loop.is_running():
+                raise RuntimeError(
+                    "the Client belongs to a loop of another thread: "
+                    "close it there, by IOLoop.add_callback(client.close)"
+                )
+        self.closed = True
+        if gone:
+            self._abandon()
+            self.pools, self.only, self.loop = (), None, None
+        for pool in (*self.pools, *self._retired):
+            pool.close()
+        self._retired = []
+        if self.deadlines is not None:
+            self.deadlines.close()
+
+    def __repr__(self) -> str:
+        if self.pools:
+            return " ".join(map(repr, self.pools))
+        state = "closed" if self.closed else "not connected"
+        return f"{' '.join(server.name for server in self.servers)} {state}"
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

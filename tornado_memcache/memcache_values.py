@@ -1,0 +1,125 @@
+"""python-memcached's value format: flags, pickles, compression.
+
+Knows what that client writes and how it reads. It must not know a
+command or a server. Reading a pickle runs the code that its writer chose,
+as it does there; `no_pickle` refuses.
+"""
+
+import io
+import logging
+import pickle
+import zlib
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from .compression import Compression
+from .errors import SerializationError, shown
+from .serializer import (
+    FLAG_BYTES,
+    FLAG_COMPRESSED,
+    FLAG_INTEGER,
+    FLAG_LONG,
+    FLAG_PICKLE,
+    FLAG_TEXT,
+)
+
+_log = logging.getLogger("tornado_memcache")
+
+
+def no_pickle(file: Any) -> NoReturn:
+    """An ``unpickler`` that refuses: a pickle reads as None, and the log says so."""
+    raise pickle.UnpicklingError("pickles are refused (unpickler=no_pickle)")
+
+
+class PythonMemcachedValues:
+    """A `.Serializer` that writes and reads as python-memcached 1.62.
+
+    It decides on the exact type: bytes (flags 0), str (16), int (2),
+    everything else pickled (1); compressed adds 8.
+    """
+
+    raw_flags: int | None = FLAG_BYTES
+
+    def __init__(
+        self,
+        protocol: int,
+        pickler: Callable[..., Any],
+        unpickler: Callable[..., Any],
+        compressor: Callable[[bytes], bytes],
+        decompressor: Callable[[bytes], bytes],
+    ) -> None:
+        self.protocol = protocol
+        self.pickler = pickler
+        self.unpickler = unpickler
+        self.compressor = compressor
+        self.decompressor = decompressor
+        self.persistent_load: Callable[[Any], Any] | None = None
+        self.persistent_id: Callable[[Any], Any] | None = None
+
+    def store(self, value: Any, min_compress_len: int = 0) -> tuple[bytes, int]:
+        """Returns what python-memcached stores for ``value``, and its flags."""
+        kind = type(value)
+        if kind is bytes:
+            data, flags = value, FLAG_BYTES
+        elif kind is str:
+            data, flags = value.encode("utf-8"), FLAG_TEXT
+        elif kind is int:
+            return b"%d" % value, FLAG_INTEGER
+        else:
+            data, flags = self._pickled(value), FLAG_PICKLE
+        if min_compress_len and len(data) > min_compress_len:
+            packed = self.compressor(data)
+            if len(packed) < len(data):
+                return packed, flags | FLAG_COMPRESSED
+        return data, flags
+
+    def _pickled(self, value: Any) -> bytes:
+        file = io.BytesIO()
+        try:
+            pickler = self.pickler(file, protocol=self.protocol)
+        except TypeError:
+            pickler = self.pickler(file, self.protocol)
+        if self.persistent_id is not None:
+            pickler.persistent_id = self.persistent_id
+        pickler.dump(value)
+        return file.getvalue()
+
+    def encode(self, key: bytes, value: Any) -> tuple[bytes, int]:
+        return self.store(value)
+
+    def decode(self, key: bytes, data: bytes, flags: int) -> Any:
+        """Returns the value; ValueError for unknown flags, None for a broken pickle."""
+        if flags & FLAG_COMPRESSED:
+            data = self._decompressed(key, data)
+        kind = flags & ~FLAG_COMPRESSED
+        if kind == FLAG_BYTES:
+            return data
+        if kind == FLAG_TEXT:
+            return data.decode("utf-8")
+        if kind in (FLAG_INTEGER, FLAG_LONG):
+            return int(data)
+        if kind == FLAG_PICKLE:
+            return self._unpickled(key, data)
+        raise ValueError(f"Unknown flags on get: {kind:x}")
+
+    def _decompressed(self, key: bytes, data: bytes) -> bytes:
+        if self.decompressor is not zlib.decompress:
+            return self.decompressor(data)
+        # The same, with a limit on what a few bytes can grow to.
+        return Compression(None).unpack(key, data, FLAG_COMPRESSED)[0]
+
+    def _unpickled(self, key: bytes, data: bytes) -> Any:
+        try:
+            unpickler = self.unpickler(io.BytesIO(data))
+            if self.persistent_load is not None:
+                unpickler.persistent_load = self.persistent_load
+            return unpickler.load()
+        except Exception as error:
+            _log.warning("value of key %s cannot be unpickled: %s", shown(key), error)
+            return None
+
+
+def cause_of(error: SerializationError) -> Exception:
+    """Returns the ValueError of `PythonMemcachedValues.decode` inside ``error``, or itself."""
+    cause = error.__cause__
+    return cause if isinstance(cause, ValueError) else error

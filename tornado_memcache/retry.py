@@ -1,0 +1,43 @@
+"""What becomes of the slots of a lost connection.
+
+Knows which may be tried again, and what the others fail with. Pure: it
+must not know pools, connections or loops.
+"""
+
+from .errors import ConnectionFailed, MemcacheError, Timeout
+from .protocol import Slot
+
+#: The errors that tell in which phase a call or a connection failed.
+UNANSWERED = (ConnectionFailed, Timeout)
+
+
+def sort_out(
+    error: MemcacheError, owed: list[Slot], unsent: list[Slot], closed: bool
+) -> tuple[list[Slot], list[Slot]]:
+    """Returns what of a lost connection is tried again, and what has failed.
+
+    Once, within the same deadline: what was not sent, and what only
+    reads and had no byte of its reply.
+    """
+    untouched = isinstance(error, ConnectionFailed) and error.phase == "connecting"
+    again, failed = [], []
+    for slot in owed + unsent:
+        if closed or slot.retried or slot.abandoned():
+            failed.append(slot)
+        elif not slot.sent or untouched:
+            again.append(slot)
+        elif isinstance(error, ConnectionFailed) and slot.idempotent and not slot.begun():
+            again.append(slot)
+        else:
+            failed.append(slot)
+    return again, failed
+
+
+def failure_for(slot: Slot, error: MemcacheError) -> MemcacheError:
+    """Returns ``error`` as the outcome of one slot."""
+    maybe_applied = slot.sent and slot.writes
+    if isinstance(error, UNANSWERED):
+        return error.of(slot.asked(), maybe_applied)
+    outcome = error.twin()
+    outcome.maybe_applied = maybe_applied
+    return outcome
