@@ -48,6 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("lanes", "boundaries", "stream"),
     ("call", "connector", "fanout"),
     ("connection", "server", "memcache_outcomes"),
+    ("choice",),
     ("pool",),
     ("cluster", "commands"),
     ("client",),

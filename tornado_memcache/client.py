@@ -5,15 +5,17 @@ must not know a wire format, a socket, or who is dead.
 """
 
 import asyncio
+from asyncio import get_running_loop
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tornado.netutil import Resolver
 
-from . import boundaries, deadlines
+from . import deadlines
 from .address import Server
 from .arguments import key_bytes
+from .boundaries import Entry, entered
 from .call import CallbackCall, FutureCall, Terms, check_callbacks
 from .cluster import Cluster
 from .commands import Commands, How, Key
@@ -242,7 +244,12 @@ class Client(Commands):
         self, key: Key, default: Any = None, **how: "Unpack[How]"
     ) -> "asyncio.Future[Any]":
         cluster = self._cluster
-        loop = cluster.ready()
+        try:
+            loop = get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is None or loop is not cluster.loop:
+            loop = cluster.ready()
         wire = self._wires.get(key) if key.__class__ is str else None
         if wire is None:
             wire, pool = self._locate(key)
@@ -253,7 +260,7 @@ class Client(Commands):
         connection = pool.usable
         if connection is None:
             return self._retrieve(b"get", key, default, 0, how)
-        if default is None and not how and boundaries.entered() is None:
+        if default is None and not how and entered() is None:
             future = loop.create_future()
             connection.gather(wire, future, self._decode, self._raw_flags)
             return future
@@ -413,5 +420,5 @@ def _set_result(waiter: Any, result: Any) -> None:
         waiter.set_result(result)
 
 
-def _cancel(waiter: Any, entry: boundaries.Entry) -> None:
+def _cancel(waiter: Any, entry: Entry) -> None:
     entry.cancelled += waiter.cancel_by(entry)

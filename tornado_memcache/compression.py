@@ -21,7 +21,9 @@ class Compression:
 
     A value is kept compressed only if it is smaller so. None compresses
     nothing, but reads. A value that grows over ``limit`` bytes is refused
-    with a `.SerializationError`, at the cost of the limit.
+    with a `.SerializationError`, at the cost of the limit. Bytes behind
+    the end of a compressed value, as an append leaves them, are refused
+    unless it is ``tolerant``, as python-memcached is.
     """
 
     def __init__(
@@ -29,10 +31,13 @@ class Compression:
         over: int | None,
         limit: int = MAX_DECOMPRESSED,
         compress: Callable[[bytes], bytes] = zlib.compress,
+        *,
+        tolerant: bool = False,
     ) -> None:
         self._over = over
         self._limit = limit
         self._compress = compress
+        self._tolerant = tolerant
 
     def pack(self, data: bytes, flags: int) -> tuple[bytes, int]:
         """Returns ``data`` and ``flags`` as they are stored."""
@@ -68,7 +73,7 @@ class Compression:
             raise SerializationError(
                 f"value of key {shown(key)} is marked as compressed and is not"
             ) from None
-        if reader.unused_data:
+        if reader.unused_data and not self._tolerant:
             raise SerializationError(
                 f"compressed value of key {shown(key)} has bytes behind its end"
             )

@@ -237,12 +237,11 @@ class Connection:
                     self.flush()
             return batch
         waiting = batch.waiting
-        if key in waiting:
+        if waiting.setdefault(key, waiter) is not waiter:
             batch.share(key, waiter)
             if batch.shared >= self._settings.max_pending:
                 self._close_batch()
             return batch
-        waiting[key] = waiter
         count = len(waiting)
         if count >= self._few_keys:
             if count >= self._most_keys:

@@ -106,7 +106,7 @@ class PythonMemcachedValues:
         if self.decompressor is not zlib.decompress:
             return self.decompressor(data)
         # The same, with a limit on what a few bytes can grow to.
-        return Compression(None).unpack(key, data, FLAG_COMPRESSED)[0]
+        return Compression(None, tolerant=True).unpack(key, data, FLAG_COMPRESSED)[0]
 
     def _unpickled(self, key: bytes, data: bytes) -> Any:
         try:

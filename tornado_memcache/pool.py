@@ -12,6 +12,7 @@ from tornado.netutil import Resolver
 
 from . import deadlines
 from .address import Server
+from .choice import bound_to, choose, usable
 from .connection import Connection
 from .deadlines import NOBODY, Deadlines
 from .errors import (
@@ -138,36 +139,11 @@ class Pool:
 
     def _choose(self, slot: Slot) -> Connection | None:
         """Returns the connection that takes ``slot`` now, None if it has to wait."""
-        bound = self._bound_to(slot)
-        behind = bool(self._line) and self._line.first is not slot
+        bound = bound_to(self._connections, slot)
         if len(bound) > 1:
-            # Only a request of many keys: it waits until all but one have answered.
             for connection in bound:
                 connection.confirm()
-            return None
-        if bound:
-            return None if behind and self._line.holds_write_of(slot) else bound[0]
-        if behind:
-            return None
-        good = [one for one in self._connections if one.open and not one.late]
-        clear = [one for one in good if not one.large]
-        if len(slot.request.value) > LARGE_WORK:
-            clear = [one for one in clear if one.idle]
-        if clear:
-            return clear[0]  # gathering works best on one
-        if not good or self._may_grow() or any(one.connecting for one in self._connections):
-            return None
-        return min(good, key=lambda one: one.owing)
-
-    def _bound_to(self, slot: Slot) -> list[Connection]:
-        """Returns the connections on which a write of one of the keys is unanswered."""
-        bound = []
-        for connection in self._connections:
-            if not connection.settled:
-                keys = connection.bind()
-                if keys and any(key in keys for key in slot.keys):
-                    bound.append(connection)
-        return bound
+        return choose(self._connections, bound, self._line, slot, self._may_grow())
 
     def _wait(self, slot: Slot) -> None:
         """Puts ``slot`` in line; what it waits for is a connection, under its own deadline."""
@@ -294,18 +270,10 @@ class Pool:
 
     def _find_usable(self) -> None:
         self.usable = None
-        if self.health.dead or self._line or self.pending >= self._settings.max_pending:
-            return
-        for chosen in self._connections:
-            if chosen.open and not chosen.late and not chosen.large:
-                break
-        else:
-            return
-        for other in self._connections:
-            if other is not chosen and not other.settled and other.bind():
-                return
-        chosen.bound = None
-        self.usable = chosen
+        if not (self.health.dead or self._line or self.pending >= self._settings.max_pending):
+            self.usable = usable(self._connections)
+        if self.usable is not None:
+            self.usable.bound = None  # counted again once others are used
 
     # -- what connections tell
 

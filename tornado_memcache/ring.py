@@ -180,7 +180,8 @@ class Rendezvous:
         for index, (person, weight) in enumerate(self._servers):
             if alive(index):
                 digest = blake2b(data, digest_size=8, person=person).digest()
-                chance = (int.from_bytes(digest, "little") + 1) / ((1 << 64) + 1)
+                # 53 bits: a float holds the chance exactly, and it is never 0 or 1.
+                chance = ((int.from_bytes(digest, "little") >> 11) + 0.5) / (1 << 53)
                 score = -weight / math.log(chance)
                 if score > best:
                     best, winner = score, index

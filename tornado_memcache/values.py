@@ -34,6 +34,8 @@ class Values:
             check_integer("compress_over", compress_over, 0, 1 << 30)
         check_integer("max_decompressed_size", max_decompressed_size, 1, 1 << 30)
         self._serializer: Serializer = Plain() if serializer is None else serializer
+        if isinstance(serializer, type):
+            raise TypeError(f"serializer must be an object: write {serializer.__name__}()")
         for name in ("encode", "decode", "raw_flags"):
             if not hasattr(self._serializer, name):
                 raise TypeError(f"serializer must be a Serializer: it has no {name}")

@@ -1,0 +1,70 @@
+"""Which connection of a pool takes a slot.
+
+Knows what connections carry, the order of writes, and who waits before
+whom. It only decides: it must not open, send or close.
+"""
+
+from collections.abc import Sequence
+
+from .connection import Connection
+from .lanes import Line
+from .protocol import LARGE_WORK, Slot
+
+
+def bound_to(connections: Sequence[Connection], slot: Slot) -> list[Connection]:
+    """Returns the connections on which a write of one of the slot's keys is unanswered."""
+    bound = []
+    for connection in connections:
+        if not connection.settled:
+            keys = connection.bind()
+            if keys and any(key in keys for key in slot.keys):
+                bound.append(connection)
+    return bound
+
+
+def choose(
+    connections: Sequence[Connection],
+    bound: Sequence[Connection],
+    line: Line,
+    slot: Slot,
+    may_grow: bool,
+) -> Connection | None:
+    """Returns the connection that takes ``slot`` now, None if it has to wait.
+
+    A key with an unanswered write stays on that write's connection, even
+    a late one, unless another write of it waits in ``line``. Large work
+    goes to an idle connection where there is one, or may be one.
+    """
+    behind = bool(line) and line.first is not slot
+    if len(bound) > 1:
+        return None  # only a request of many keys: until all but one have answered
+    if bound:
+        return None if behind and line.holds_write_of(slot) else bound[0]
+    if behind:
+        return None
+    good = [one for one in connections if one.open and not one.late]
+    clear = [one for one in good if not one.large]
+    if len(slot.request.value) > LARGE_WORK:
+        clear = [one for one in clear if one.idle]
+    if clear:
+        return clear[0]  # gathering works best on one
+    if not good or may_grow or any(one.connecting for one in connections):
+        return None
+    return min(good, key=lambda one: one.owing)
+
+
+def usable(connections: Sequence[Connection]) -> Connection | None:
+    """Returns the connection that may take any small call without asking, if there is one.
+
+    It is open, on time and carries nothing large, and no key is bound to
+    another.
+    """
+    for chosen in connections:
+        if chosen.open and not chosen.late and not chosen.large:
+            break
+    else:
+        return None
+    for other in connections:
+        if other is not chosen and not other.settled and other.bind():
+            return None
+    return chosen
