@@ -45,7 +45,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("outbox", "retry"),
     # -- no pure floors from here on
     ("health", "deadlines"),
-    ("lanes", "boundaries", "stream"),
+    ("lanes", "boundaries", "stream", "memcache_cas"),
     ("call", "connector", "fanout"),
     ("connection", "server", "memcache_outcomes"),
     ("choice",),

@@ -940,3 +940,28 @@ def test_it_is_the_native_client_that_works():
     with made(ours.Client, "a") as mc:
         assert isinstance(mc._native, Client) and isinstance(mc._native._cluster._ring, Modulo)
         assert issubclass(ConnectionFailed, MemcacheError)
+
+
+@pytest.mark.gen_test
+async def test_a_value_that_does_not_read_reaches_the_boundary_of_a_get_multi(memcached):
+    client = ours.Client([memcached.address])
+    memcached.ask(b"set f40 64 0 1\r\nx\r\nset ok 0 0 1\r\ny\r\n", b"STORED\r\nSTORED\r\n")
+    came: list[Any] = []
+    with boundary(came.append):
+        client.get_multi(["f40", "ok"], callback=came.append)
+    await asyncio.sleep(0.05)
+    assert [type(one).__name__ for one in came] == ["SerializationError"]
+    with pytest.raises(ValueError, match="Unknown flags on get: 40"):
+        await client.get_multi(["f40", "ok"])
+    client.close()
+
+
+@pytest.mark.gen_test
+async def test_a_hash_of_none_is_refused_by_every_method(memcached):
+    client = ours.Client([memcached.address])
+    for call in (client.get, client.gets, client.delete, client.incr, client.touch):
+        with pytest.raises(TypeError):
+            call((None, "k"))
+    with pytest.raises(TypeError):
+        client.set((None, "k"), 1)
+    client.close()

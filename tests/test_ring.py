@@ -404,3 +404,16 @@ def test_a_ring_that_is_not_there(ring):
     assert "server_for" in str(caught.value)
     with pytest.raises(InvalidRequest, match="ring"):
         Client(["a"], ring=ring)
+
+
+def test_one_at_a_time_takes_a_byte_for_a_signed_char():
+    """As libmemcached's C does: what is not ASCII is taken off."""
+    assert one_at_a_time("ü1".encode()) != one_at_a_time(b"u1")
+    plain = 0
+    for byte in "ü".encode():
+        plain = (plain + byte - 0x100) & 0xFFFFFFFF
+        plain = (plain + (plain << 10)) & 0xFFFFFFFF
+        plain ^= plain >> 6
+    plain = (plain + (plain << 3)) & 0xFFFFFFFF
+    plain ^= plain >> 11
+    assert one_at_a_time("ü".encode()) == (plain + (plain << 15)) & 0xFFFFFFFF

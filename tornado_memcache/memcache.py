@@ -22,9 +22,9 @@ from .arguments import key_bytes
 from .client import Client as NativeClient
 from .errors import MemcacheError, ReplyError
 from .memcache_arguments import Keys, parse_host
+from .memcache_cas import CasIds
 from .memcache_outcomes import REACHED, STORED, Awaited, Outcomes
 from .memcache_values import PythonMemcachedValues, no_pickle
-from .outcomes import CasUnique
 from .protocol import Reply, Request
 
 __all__ = ["Client", "no_pickle"]
@@ -179,7 +179,7 @@ class Client(Keys, Outcomes):
             SERVER_MAX_VALUE_LENGTH if server_max_value_length is None else server_max_value_length
         )
         self.stats: dict[str, int] = {}
-        self.cas_ids: dict[bytes, CasUnique] = {}
+        self.cas_ids = CasIds()
         self._values = PythonMemcachedValues(
             pickleProtocol, pickler, unpickler, compressor, decompressor
         )
@@ -234,7 +234,7 @@ class Client(Keys, Outcomes):
 
     def reset_cas(self) -> None:
         """Forgets what `gets` fetched."""
-        self.cas_ids = {}
+        self.cas_ids = CasIds()
 
     def debuglog(self, str: str) -> None:
         """Writes a line to stderr, if ``debug`` is set."""
@@ -284,9 +284,11 @@ class Client(Keys, Outcomes):
         def keep(pair: Any) -> Any:
             value, unique = pair
             if self.cache_cas and unique is not None:
-                self.cas_ids[wire[1] if isinstance(wire, tuple) else wire] = unique
+                name = wire[1] if isinstance(wire, tuple) else wire
+                self.cas_ids[name] = mine[name] = unique
             return value
 
+        mine = self.cas_ids.here() if self.cache_cas else {}
         return self._translate(partial(self._native.gets, wire), keep, None, how)
 
     def get_multi(self, keys: Iterable[Any], key_prefix: Any = "", **how: Any) -> Awaited:
@@ -297,8 +299,8 @@ class Client(Keys, Outcomes):
 
         def named(found: Any) -> dict[Any, Any]:
             for error in found.errors.values():
-                if (refusal := self._refusal(error)) is not None:
-                    raise refusal
+                if self._refusal(error) is not None:
+                    raise error
             return {wires[wire]: value for wire, value in found.items()}
 
         return self._translate(partial(self._native.get_multi, list(wires)), named, {}, how)
@@ -322,7 +324,8 @@ class Client(Keys, Outcomes):
     ) -> Awaited:
         """Stores a value if it is what `gets` fetched; ValueError if nothing was fetched."""
         wire = self._key(key)
-        unique = self.cas_ids.get(wire[1] if isinstance(wire, tuple) else wire)
+        name = wire[1] if isinstance(wire, tuple) else wire
+        unique = self.cas_ids.fetched(name)
         if unique is None:
             raise ValueError("gets first, with cache_cas=True")
         return self._store(b"cas", wire, val, time, min_compress_len, noreply, how, unique)

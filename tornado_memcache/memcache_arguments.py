@@ -75,6 +75,8 @@ class Keys:
         """Returns ``key`` as the native client takes it: bytes, or (hash, bytes)."""
         if isinstance(key, tuple):
             number, key = key
+            if number is None:
+                raise TypeError("the hash of a key must be an int, not NoneType")
             return number, self._key(key, prefix, multi)
         encoded = key if self.key_encoder is None else self.key_encoder(key)
         if multi and encoded is not None and not isinstance(encoded, (str, bytes)):

@@ -91,9 +91,11 @@ class Outcomes:
             refusal = self._refusal(error)
             if fail_callback is not None:
                 return fail_callback(refusal or error)
+            if boundaries.current() is not None:
+                raise error  # (as it is: a boundary catches no ValueError)
             if refusal is not None:
                 raise refusal
-            if not isinstance(error, MemcacheError) or boundaries.current() is not None:
+            if not isinstance(error, MemcacheError):
                 raise error
             return callback(value(error)) if callback is not None else None
 

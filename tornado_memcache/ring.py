@@ -72,7 +72,8 @@ def one_at_a_time(data: bytes) -> int:
     """Returns Bob Jenkins' one-at-a-time hash, which is libmemcached's default."""
     value = 0
     for byte in data:
-        value = (value + byte) & 0xFFFFFFFF
+        # (a C char is signed there, so what is not ASCII is taken off)
+        value = (value + (byte if byte < 0x80 else byte - 0x100)) & 0xFFFFFFFF
         value = (value + (value << 10)) & 0xFFFFFFFF
         value ^= value >> 6
     value = (value + (value << 3)) & 0xFFFFFFFF

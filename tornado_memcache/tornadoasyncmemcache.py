@@ -22,6 +22,7 @@ from .address import Server
 from .arguments import check_integer, key_bytes
 from .call import check_callbacks
 from .client import Client as NativeClient
+from .deadlines import NOBODY
 from .errors import (
     ConnectionFailed,
     InvalidRequest,
@@ -352,6 +353,7 @@ class ClientPool(Client):
         self._maxclients = maxclients
         self._cold = self._warms = mincached > 0
         self._under_way = 0
+        self._loop: Any = None
 
     def disconnect_all(self) -> None:
         """Closes all connections; with ``mincached`` the next call opens all again."""
@@ -367,14 +369,26 @@ class ClientPool(Client):
         callback: Callback,
         fail_callback: Callback,
     ) -> None:
+        if self._loop is not None and self._loop.is_closed():
+            # What was under way ended with that loop, and nobody hears of it.
+            self._loop, self._under_way, self._cold = None, 0, self._warms
         if 0 < self._maxclients <= self._under_way:
             check_callbacks(callback, fail_callback)
             reason = f"Max of {self._maxclients} clients is already reached"
             if fail_callback is None:
                 raise TooManyClients(reason)
-            boundaries.run(fail_callback, reason, copy_context(), boundaries.current())
+            # On a later tick: a fail_callback that tries again must not pile up on itself.
+            asyncio.get_running_loop().call_soon(
+                boundaries.run,
+                fail_callback,
+                reason,
+                copy_context(),
+                boundaries.current(),
+                context=NOBODY,
+            )
             return
         super()._do(name, key, begin, outcome, callback, fail_callback)
+        self._loop = asyncio.get_running_loop()
         self._under_way += 1
         if self._cold:
             self._cold = False
