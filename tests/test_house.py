@@ -41,7 +41,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("arguments", "protocol"),
     ("address", "settings", "serializer", "text", "outcomes", "store"),
     ("ring", "slots", "text_server", "compression", "pickles", "memcache_arguments"),
-    ("values", "memcache_values"),
+    ("values", "memcache_values", "tornadoasyncmemcache_values"),
     ("outbox", "retry"),
     # -- no pure floors from here on
     ("health", "deadlines"),
@@ -50,6 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("connection", "server", "memcache_outcomes"),
     ("choice",),
     ("pool",),
+    ("funnel",),
     ("cluster", "commands"),
     ("client",),
     ("memcache", "tornadoasyncmemcache", "web"),

@@ -25,8 +25,8 @@ from tornado_memcache.tornadoasyncmemcache import (
     Client,
     ClientPool,
     TooManyClients,
-    python2_hash,
 )
+from tornado_memcache.tornadoasyncmemcache_values import python2_hash
 
 from .memcacheds import free_port
 from .scripted import Close, Expect, Reset, Scripted, Send
@@ -354,21 +354,6 @@ async def test_time_goes_to_the_server_as_it_is(pools):
 
 
 # -- placement: where the old module left it
-
-
-def test_python2_hash_is_that_of_python_2():
-    """Vectors by CPython 2.7.18 on 64 bits."""
-    for key, number in (
-        (b"foo", -4177197833195190597),
-        (b"bar", 327024216814240868),
-        (b"a", 12416037344),
-        (b"ob", 14208085359128301),
-        (b"", 0),
-        (b"user:1", 9032797381721430764),
-        (b"\xc3\xa9t\xc3\xa9", 7663802489438502929),
-        (b"key17", -8263941221859491816),
-    ):
-        assert python2_hash(key) == number
 
 
 def holder(servers: list[Any], key: bytes) -> int:

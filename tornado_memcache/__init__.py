@@ -7,7 +7,6 @@ takes the failures of everything that begins under it.
 from .address import Server
 from .boundaries import boundary
 from .client import Client
-from .commands import How
 from .errors import (
     ClientClosed,
     ClientError,
@@ -27,6 +26,7 @@ from .errors import (
     TooManyCalls,
     ValueTooLarge,
 )
+from .funnel import How
 from .outcomes import CasUnique, FailedKeys, MultiResult
 from .protocol import Item, Reply, Request
 from .serializer import Plain, Serializer

@@ -18,11 +18,12 @@ from .arguments import key_bytes
 from .boundaries import Entry, entered
 from .call import CallbackCall, FutureCall, Terms, check_callbacks
 from .cluster import Cluster
-from .commands import Commands, How, Key
+from .commands import Commands
 from .compression import MAX_DECOMPRESSED
 from .deadlines import NOBODY, Deadlines
 from .errors import InvalidKey, InvalidRequest, MemcacheError, Timeout, ValueTooLarge
 from .fanout import Fanout
+from .funnel import How, Key
 from .outcomes import CasUnique, Replies
 from .pool import Pool
 from .protocol import Reply, Request, fail

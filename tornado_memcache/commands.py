@@ -8,10 +8,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from .arguments import check_integer, wire_exptime
 from .errors import InvalidRequest, MemcacheError
+from .funnel import Funnel, How, Key
 from .outcomes import CasUnique, FailedKeys, MultiResult, number, reached, stored, version
 from .protocol import Item, Reply, Request
 from .text import KEYS_A_LINE, LINE_BYTES
@@ -21,73 +22,20 @@ if TYPE_CHECKING:
 
     from .pool import Pool
 
-Key = str | bytes | tuple[int | str | bytes, str | bytes]
 _BIGGEST = (1 << 64) - 1
 
 
-class How(TypedDict, total=False):
-    """The keywords that every command takes beside its own arguments.
-
-    ``timeout`` is the length in seconds after which the call ends, in
-    place of ``request_timeout``. With ``callback`` or ``fail_callback``
-    the call is in callback style and returns None: ``callback(result)``
-    or ``fail_callback(error)`` is called once, each a plain or a
-    coroutine function.
-    """
-
-    timeout: float | None
-    callback: Callable[[Any], Any] | None
-    fail_callback: Callable[[Any], Any] | None
-
-
-class Commands:
+class Commands(Funnel):
     """The commands of memcached, over a funnel that a subclass gives.
 
-    Each takes ``timeout``, ``callback`` and ``fail_callback`` (`How`). Neither ``callback`` nor
-    ``fail_callback`` given, it returns a Future of the outcome. Arguments
-    that cannot be sent raise at the call, in both styles:
+    Each takes ``timeout``, ``callback`` and ``fail_callback`` (`How`).
+    With neither of the callbacks it returns a Future of the outcome.
+    Arguments that cannot be sent raise at the call, in both styles:
     `.InvalidRequest` (a ValueError), `TypeError`, or
     `.SerializationError`; nothing was sent then. All other failures are
     the outcome. A key is a `str`, `bytes`, or ``(route, key)``, where the
     route (an int, or a string that is hashed) chooses the server.
     """
-
-    # -- the funnel, given by the client
-
-    def _locate(self, key: Any) -> "tuple[bytes, Pool]":
-        raise NotImplementedError
-
-    def _submit(
-        self,
-        pool: "Pool",
-        request: Request,
-        outcome: Callable[[Reply], Any],
-        how: Any,
-    ) -> "asyncio.Future[Any]":
-        raise NotImplementedError
-
-    def _submit_many(
-        self,
-        parts: "Iterable[tuple[Pool, Request, Callable[[Any, bool], None]]]",
-        result: Any,
-        how: Any,
-        *,
-        whole: bool,
-        strict: bool = False,
-    ) -> "asyncio.Future[Any]":
-        raise NotImplementedError
-
-    def _settle(self, result: Any, how: Any) -> "asyncio.Future[Any]":
-        raise NotImplementedError
-
-    #: Turns stored bytes and flags into a value.
-    _decode: Callable[[bytes, bytes, int], Any]
-
-    def _encode(self, wire: bytes, value: Any, compress: bool = True) -> tuple[bytes, int]:
-        raise NotImplementedError
-
-    def _all_pools(self) -> "Iterable[Pool]":
-        raise NotImplementedError
 
     # -- retrieval
 

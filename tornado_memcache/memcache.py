@@ -12,7 +12,6 @@ import pickle
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,10 +19,9 @@ from . import ring
 from .address import Server
 from .arguments import key_bytes
 from .client import Client as NativeClient
-from .errors import MemcacheError, ReplyError
-from .memcache_arguments import Keys, parse_host
+from .memcache_arguments import Keys, nested, parse_host, route_of, routed, seconds
 from .memcache_cas import CasIds
-from .memcache_outcomes import REACHED, STORED, Awaited, Outcomes
+from .memcache_outcomes import REACHED, STORED, Awaited, Outcomes, unanswered
 from .memcache_values import PythonMemcachedValues, no_pickle
 from .protocol import Reply, Request
 
@@ -56,39 +54,6 @@ def _modulo(servers: Any) -> ring.Ring:
 _MISS = object()
 #: What of the native client would make keys or values differ from python-memcached's.
 _NOT_HERE = {"compress_over", "key_prefix", "max_decompressed_size", "serializer"}
-
-
-def _seconds(time: Any) -> int:
-    """Returns ``time`` as it goes to the server: a length or a moment, untouched."""
-    return int(time.total_seconds() if isinstance(time, timedelta) else time)
-
-
-def _route_of(key: Any) -> tuple[int | None, Any]:
-    return key if isinstance(key, tuple) else (None, key)
-
-
-def _routed(key: Any, request: Request) -> Any:
-    """Returns what the native client's request_many takes for one key."""
-    route, wire = _route_of(key)
-    request = request._replace(keys=(key_bytes(wire),))
-    return request if route is None else (route, request)
-
-
-def _unanswered(reply: Any) -> bool:
-    """True for the failure of a server, which an error line that it sent is not."""
-    return isinstance(reply, MemcacheError) and not isinstance(reply, ReplyError)
-
-
-def _nested(stats: dict[str, str], skip: int) -> dict[str, Any]:
-    """Returns ``{"1:chunk_size": "96"}`` as ``{"1": {"chunk_size": "96"}}``."""
-    nested: dict[str, Any] = {}
-    for name, value in stats.items():
-        parts = name.split(":")[skip:]
-        if len(parts) == 1:
-            nested[parts[0]] = value
-        else:
-            nested.setdefault(parts[0], {})[parts[1]] = value
-    return nested
 
 
 def _storage(verb: bytes, says: str) -> Callable[..., Awaited]:
@@ -253,7 +218,7 @@ class Client(Keys, Outcomes):
         how: dict[str, Any],
     ) -> Awaited:
         """Sends a request for one key and looks its status up in ``outcomes``."""
-        route, wire = _route_of(key)
+        route, wire = route_of(key)
         self._statlog(request.verb.decode())
         begin = partial(
             self._native.request, request._replace(keys=(key_bytes(wire),)), route=route
@@ -356,7 +321,7 @@ class Client(Keys, Outcomes):
         data, flags = self._values.store(val, min_compress_len)
         if self.server_max_value_length != 0 and len(data) > self.server_max_value_length:
             return None
-        return Request(verb, (), data, flags, _seconds(time), noreply=bool(noreply))
+        return Request(verb, (), data, flags, seconds(time), noreply=bool(noreply))
 
     def set_multi(
         self,
@@ -380,7 +345,7 @@ class Client(Keys, Outcomes):
                 asked.append((key, wire, request))
 
         def not_stored(replies: Any) -> list[Any]:
-            if replies and all(map(_unanswered, replies)):
+            if replies and all(map(unanswered, replies)):
                 raise replies[0]
             return left_out + [
                 key
@@ -388,7 +353,7 @@ class Client(Keys, Outcomes):
                 if not (isinstance(reply, Reply) and STORED[reply.status])
             ]
 
-        begin = partial(self._native.request_many, [_routed(wire, one) for _, wire, one in asked])
+        begin = partial(self._native.request_many, [routed(wire, one) for _, wire, one in asked])
         return self._translate(begin, not_stored, list(mapping), how)
 
     # -- the rest
@@ -412,10 +377,10 @@ class Client(Keys, Outcomes):
         self._statlog("delete_multi")
         prefix = self._prefix(key_prefix)
         request = Request(b"delete", noreply=bool(noreply))
-        asked = [_routed(self._key(key, prefix, multi=True), request) for key in keys]
+        asked = [routed(self._key(key, prefix, multi=True), request) for key in keys]
 
         def all_reached(replies: Any) -> int:
-            for reply in filter(_unanswered, replies):
+            for reply in filter(unanswered, replies):
                 raise reply
             return 1
 
@@ -423,7 +388,7 @@ class Client(Keys, Outcomes):
 
     def touch(self, key: Any, time: Any = 0, noreply: bool = False, **how: Any) -> Awaited:
         """Sets the time of an item: 1, or 0 if it was not there or could not be reached."""
-        request = Request(b"touch", exptime=_seconds(time), noreply=bool(noreply))
+        request = Request(b"touch", exptime=seconds(time), noreply=bool(noreply))
         return self._ask(self._key(key), request, REACHED, 0, how)
 
     def incr(self, key: Any, delta: int = 1, noreply: bool = False, **how: Any) -> Awaited:
@@ -437,7 +402,7 @@ class Client(Keys, Outcomes):
     def _count(
         self, verb: bytes, key: Any, delta: int, noreply: bool, how: dict[str, Any]
     ) -> Awaited:
-        route, wire = _route_of(self._key(key))
+        route, wire = route_of(self._key(key))
         self._statlog(verb.decode())
         request = Request(verb, (key_bytes(wire),), delta=int(delta), noreply=bool(noreply))
         return self._translate(
@@ -463,11 +428,11 @@ class Client(Keys, Outcomes):
 
     def get_slab_stats(self, **how: Any) -> Awaited:
         """Gives each server's ``stats slabs``, by slab."""
-        return self._stats("slabs", lambda stats: _nested(stats, 0), how)
+        return self._stats("slabs", lambda stats: nested(stats, 0), how)
 
     def get_slabs(self, **how: Any) -> Awaited:
         """Gives each server's ``stats items``, by slab."""
-        return self._stats("items", lambda stats: _nested(stats, 1), how)
+        return self._stats("items", lambda stats: nested(stats, 1), how)
 
     def _stats(
         self, argument: str | None, shape: Callable[[dict[str, str]], Any], how: dict[str, Any]

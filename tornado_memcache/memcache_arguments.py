@@ -6,9 +6,12 @@ checks. It must not know a command.
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, cast
 
 from .address import DEFAULT_PORT, Server
+from .arguments import key_bytes
+from .protocol import Request
 
 _SPECS = (
     re.compile(r"^unix:(?P<path>.+)$"),
@@ -28,6 +31,34 @@ def parse_host(spec: Any) -> Server:
                 return Server("", 0, found["path"], weight)
             return Server(found["host"], int(found["port"] or DEFAULT_PORT), None, weight)
     raise ValueError(f'Unable to parse connection string: "{text}"')
+
+
+def seconds(time: Any) -> int:
+    """Returns ``time`` as it goes to the server: a length or a moment, untouched."""
+    return int(time.total_seconds() if isinstance(time, timedelta) else time)
+
+
+def route_of(key: Any) -> tuple[int | None, Any]:
+    return key if isinstance(key, tuple) else (None, key)
+
+
+def routed(key: Any, request: Request) -> Any:
+    """Returns what the native client's request_many takes for one key."""
+    route, wire = route_of(key)
+    request = request._replace(keys=(key_bytes(wire),))
+    return request if route is None else (route, request)
+
+
+def nested(stats: dict[str, str], skip: int) -> dict[str, Any]:
+    """Returns ``{"1:chunk_size": "96"}`` as ``{"1": {"chunk_size": "96"}}``."""
+    nested: dict[str, Any] = {}
+    for name, value in stats.items():
+        parts = name.split(":")[skip:]
+        if len(parts) == 1:
+            nested[parts[0]] = value
+        else:
+            nested.setdefault(parts[0], {})[parts[1]] = value
+    return nested
 
 
 class Keys:

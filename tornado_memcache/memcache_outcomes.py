@@ -26,6 +26,11 @@ STORED = {
 REACHED = {b"DELETED": 1, b"TOUCHED": 1, b"NOT_FOUND": 0, b"": 1}
 
 
+def unanswered(reply: Any) -> bool:
+    """True for the failure of a server, which an error line that it sent is not."""
+    return isinstance(reply, MemcacheError) and not isinstance(reply, ReplyError)
+
+
 class Outcomes:
     """The part of python-memcached's Client that turns native outcomes into its own."""
 
