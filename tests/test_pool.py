@@ -153,6 +153,18 @@ async def test_garbage_fails_all_that_is_owed_behind_it(expect_log):
 
 
 @pytest.mark.gen_test
+async def test_a_callback_before_garbage_does_not_send_on_that_connection():
+    script = [GET, Send(HIT), Expect(b"get a\r\n"), Send(b"END\r\nstray\r\n")]
+    async with Scripted(script, [GET, Send(HIT)]) as server:
+        async with Client([server.address]) as client:
+            await client.get("k")
+            values = []
+            client.get("a", callback=lambda _: client.get("k", callback=values.append))
+            await until(lambda: values == [b"v"])
+            assert server.connections == 2
+
+
+@pytest.mark.gen_test
 async def test_bytes_while_nothing_is_owed_close_an_idle_connection():
     script = [GET, Send(HIT), Sleep(0.02), Send(b"VALUE k 0 1\r\nw\r\nEND\r\n")]
     async with Scripted(script, [GET, Send(HIT)]) as server:

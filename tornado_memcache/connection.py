@@ -334,12 +334,13 @@ class Connection:
         if streaming is not self._streaming:
             self._streaming = streaming
             self._pool.reconsider()
-        if not live:
+        if protocol.failure is not None:
+            # Before the callers' code runs: nothing more may leave on it.
+            self.close(protocol.failure)
+        elif not live:
             self._rest()
         for slot in finished:
             slot.deliver()
-        if protocol.failure is not None:
-            self.close(protocol.failure)
 
     def _rest(self) -> None:
         """The last live slot has left: the lane is empty, a late connection may have caught up."""
