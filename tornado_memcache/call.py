@@ -34,6 +34,8 @@ class _Ending:
         # The attributes live in the subclasses: a Future allows no second base with slots.
         __slots__ = ()
 
+    #: Ends the call because ``entry`` was cancelled; returns how many calls that were.
+    cancel_by: Callable[[Entry], int]
     work: Work | None
     entry: Entry | None
     own_deadline: float | None
@@ -61,9 +63,6 @@ class _Ending:
         """The call's own deadline has come."""
         if self.work is not None:
             self.work.expire_waiter(self)
-
-    def cancel_by(self, entry: Entry) -> int:
-        raise NotImplementedError
 
 
 class CallbackCall(_Ending):

@@ -101,7 +101,7 @@ class Connection:
         self._close_at = deadlines.clock() + timeout
         self._deadlines.watch(self, self._close_at)
         self._connector = Connector(
-            self._server, io_loop, resolver, timeout / 3, self._opened, self._connect_failed
+            self._server, io_loop, resolver, timeout / 3, self._opened, self.close
         )
         self._connector.start()
 
@@ -114,17 +114,6 @@ class Connection:
         self._deadlines.rest(self)
         stream.receiver = self
         self._pool.opened(self)
-
-    def _connect_failed(self, error: OSError) -> None:
-        phase = self._connector.phase if self._connector is not None else "connecting"
-        self.close(
-            ConnectionFailed(
-                f"cannot connect: {error.strerror or error}",
-                errno=error.errno,
-                server=self.name,
-                phase=phase,
-            )
-        )
 
     @property
     def connecting(self) -> bool:
@@ -411,13 +400,9 @@ class Connection:
     def _overdue(self) -> None:
         if self.connecting:
             self.close(Timeout("timed out", server=self.name, phase=self.phase))
-        else:
-            self.close(
-                ConnectionFailed(
-                    "the server did not answer in time, the connection was closed",
-                    server=self.name,
-                )
-            )
+            return
+        told = "the server did not answer in time, the connection was closed"
+        self.close(ConnectionFailed(told, server=self.name))
 
     # -- closing
 

@@ -17,6 +17,7 @@ from tornado.netutil import Resolver
 
 from .address import Server
 from .deadlines import NOBODY, detached
+from .errors import ConnectionFailed
 from .stream import SegmentStream
 
 #: A second address is tried after at most this long, in seconds.
@@ -38,7 +39,7 @@ class Connector:
         resolver: Resolver,
         stagger: float,
         opened: Callable[[SegmentStream], None],
-        failed: Callable[[OSError], None],
+        failed: Callable[[ConnectionFailed], None],
     ) -> None:
         #: "resolving" or "connecting".
         self.phase = "resolving"
@@ -133,8 +134,14 @@ class Connector:
         elif not self._attempts:
             self._fail(error)
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, cause: OSError) -> None:
         self.close()
+        error = ConnectionFailed(
+            f"cannot connect: {cause.strerror or cause}",
+            errno=cause.errno,
+            server=self._server.name,
+            phase=self.phase,
+        )
         detached(self._io_loop.add_callback, self._failed, error)
 
     def _drop_timeout(self) -> None:

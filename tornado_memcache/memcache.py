@@ -9,7 +9,6 @@ wanted, pass ``unpickler=memcache.no_pickle``, or use the native client.
 """
 
 import pickle
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -200,11 +199,6 @@ class Client(Keys, Outcomes):
     def reset_cas(self) -> None:
         """Forgets what `gets` fetched."""
         self.cas_ids = CasIds()
-
-    def debuglog(self, str: str) -> None:
-        """Writes a line to stderr, if ``debug`` is set."""
-        if self.debug:
-            sys.stderr.write(f"MemCached: {str}\n")
 
     def _statlog(self, name: str) -> None:
         self.stats[name] = self.stats.get(name, 0) + 1

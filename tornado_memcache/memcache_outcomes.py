@@ -5,6 +5,7 @@ It must not know what was asked.
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -34,8 +35,12 @@ def unanswered(reply: Any) -> bool:
 class Outcomes:
     """The part of python-memcached's Client that turns native outcomes into its own."""
 
+    debug: int
+
     def debuglog(self, str: str) -> None:
-        raise NotImplementedError
+        """Writes a line to stderr, if ``debug`` is set."""
+        if self.debug:
+            sys.stderr.write(f"MemCached: {str}\n")
 
     def _translate(
         self,

@@ -8,6 +8,7 @@ It must not know a socket, a loop, a clock, or who waits for an outcome: a
 dialects.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -132,7 +133,7 @@ class Place(Structure):
     def left(self, slot: "Slot") -> None: ...
 
 
-class Slot:
+class Slot(ABC):
     """A reply that is owed to a waiter, from its submission to its last byte.
 
     ``deadline`` is the moment by which the server has to answer; it also
@@ -185,21 +186,17 @@ class Slot:
     def asked(self) -> str:
         return self.request.asked()
 
+    @abstractmethod
     def encode(self) -> list[bytes]:
         """Returns the request's bytes, a large value as a piece of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, data: bytes, position: int, protocol: "OwedReplies") -> int:
         """Reads on from ``position``; returns where it stopped.
 
         The reply is whole when ``self.reply`` is set. Raises
         `.ProtocolError` for what cannot be a reply to this request.
         """
-        raise NotImplementedError
-
-    def read_block(self, block: bytes) -> None:
-        """Takes the block that was received in a buffer of its own."""
-        raise NotImplementedError
 
     def begun(self) -> bool:
         """True once any part of the reply has been read."""
@@ -271,6 +268,10 @@ class Slot:
         return f"<{type(self).__name__} {self.asked()} {state}>"
 
 
+def _nobody(block: bytes) -> None:
+    """Takes no block: none is received before a slot asks for it."""
+
+
 class OwedReplies:
     """The FIFO of the slots that one connection owes, and its parser's state.
 
@@ -287,6 +288,7 @@ class OwedReplies:
         "filled",
         "_buffer",
         "_rests",
+        "_take",
         "_tail",
     )
 
@@ -299,6 +301,7 @@ class OwedReplies:
         self.filled = 0
         self._buffer = bytearray()
         self._rests = 0
+        self._take: Callable[[bytes], None] = _nobody
         self._tail = b""
 
     def clean(self) -> bool:
@@ -351,15 +354,16 @@ class OwedReplies:
             raise ProtocolError(f"the server sent a line of over {MAX_LINE} bytes")
         return end
 
-    def stream_block(self, length: int, received: bytes) -> None:
+    def stream_block(self, length: int, received: bytes, take: Callable[[bytes], None]) -> None:
         """Has a block of ``length`` bytes and its CRLF received into a buffer.
 
+        ``take(block)`` is called when it is whole.
         The buffer is used again: fresh megabytes cost more in page faults
         than the copy out of an old one.
         """
         if len(self._buffer) < length + 2:
             self._buffer = bytearray(length + 2)
-        self._rests = 0
+        self._rests, self._take = 0, take
         self.block, self.filled = memoryview(self._buffer)[: length + 2], len(received)
         self.block[: len(received)] = received
 
@@ -372,7 +376,7 @@ class OwedReplies:
         block, self.block, self.filled = self.block, None, 0
         with block:
             if bytes(block[-2:]) == b"\r\n":
-                self.owed[0].read_block(bytes(block[:-2]))
+                self._take(bytes(block[:-2]))
             else:
                 self.failure = ProtocolError("a data block does not end with CRLF")
         return []

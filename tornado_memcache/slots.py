@@ -189,7 +189,7 @@ class RetrievalSlot(Slot):
                 if length <= STREAMED_BLOCK:
                     return position
                 self._header = (flags, cas_unique)
-                protocol.stream_block(length, data[start:])
+                protocol.stream_block(length, data[start:], self._read_block)
                 return size
             if data[stop] != 13 or data[stop + 1] != 10:
                 raise ProtocolError(f"{self.asked()}: a data block does not end with CRLF")
@@ -243,7 +243,7 @@ class RetrievalSlot(Slot):
         }
         self.reply = Reply(b"END", hits)
 
-    def read_block(self, block: bytes) -> None:
+    def _read_block(self, block: bytes) -> None:
         flags, cas_unique = self._header
         self.items[self._index] = (block, flags, cas_unique)
         self._index += 1
