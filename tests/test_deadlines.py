@@ -1,6 +1,5 @@
 """The register of deadlines: by a clock turned by hand, and on a real loop.
 
-`Hand` is the clock and the IOLoop in one: it counts what is asked of it.
 The headline of the package is at the end: a thousand calls to a server that
 has stopped.
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from tornado_memcache import Client, MemcacheError, Timeout, boundary, deadlines
 from tornado_memcache.deadlines import NEVER, CallLane, Deadlines
 from tornado_memcache.lanes import SlotLane
 
+from .hand import Hand, Shifted
 from .ledger import our_timers
 from .memcacheds import Memcached
 from .silent import Silent
@@ -30,55 +30,12 @@ SLACK = 0.25
 request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="nobody's")
 
 
-class Hand:
-    """A clock that is turned by hand, and the loop that lives by it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.timeouts: dict[object, tuple[float, Callable[[], Any]]] = {}
-        self.soon: list[Callable[[], Any]] = []
-        self.added = 0
-        self.fired = 0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def add_timeout(self, length: Any, callback: Callable[[], Any]) -> object:
-        handle = object()
-        self.timeouts[handle] = (self.now + length.total_seconds(), callback)
-        self.added += 1
-        return handle
-
-    def remove_timeout(self, handle: object) -> None:
-        del self.timeouts[handle]
-
-    def call_soon(self, callback: Callable[[], Any], *, context: Any) -> None:
-        assert request not in context
-        self.soon.append(callback)
-
-    def turn(self, seconds: float = 0.0) -> None:
-        """Lets time pass, and runs the loop once."""
-        self.now += seconds
-        soon, self.soon = self.soon, []
-        for callback in soon:
-            callback()
-        for handle, (when, callback) in list(self.timeouts.items()):
-            if when <= self.now and self.timeouts.pop(handle, None):
-                self.fired += 1
-                callback()
-
-    @property
-    def watched(self) -> float:
-        """The moment of the one timeout; `NEVER` without one."""
-        assert len(self.timeouts) <= 1
-        return min((round(when, 6) for when, _ in self.timeouts.values()), default=NEVER)
-
-
 @pytest.fixture
-def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
+def hand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hand]:
     hand = Hand()
     monkeypatch.setattr(deadlines, "clock", hand)
-    return hand
+    yield hand
+    assert not any(request in context for context in hand.contexts)
 
 
 @pytest.fixture
@@ -441,13 +398,13 @@ async def test_a_wall_clock_that_is_set_moves_no_deadline(
     jump: float,
 ) -> None:
     expect_log("tornado_memcache", "fails|dead", times=range(3))
-    real, shift = time.time, 0.0
-    monkeypatch.setattr(time, "time", lambda: real() + shift)
+    wall = Shifted(time.time)
+    monkeypatch.setattr(time, "time", wall)
     async with Client([silent.address], request_timeout=0.15) as mc:
         begun = time.monotonic()
         calls = [mc.get("a"), mc.set("b", 1, timeout=0.08), mc.get("c", timeout=0.2)]
         await asyncio.sleep(0.02)
-        shift = jump
+        wall.shift = jump
         calls.append(mc.get("d", timeout=0.1))
         ended = []
         for call in (calls[1], calls[3], calls[0], calls[2]):

@@ -33,6 +33,8 @@ from tornado_memcache.server import EmbeddedServer, FrontDoor, StoreHandler, fai
 from tornado_memcache.store import Store
 from tornado_memcache.text_server import RequestReader, Settled, encode_reply
 
+from .hand import Hand
+
 KEY = b"k" * 250
 BIG = b"x" * 1_048_516  # (the largest value under a key of one byte)
 
@@ -377,12 +379,12 @@ async def test_a_port_that_is_taken():
 
 @pytest.mark.gen_test
 async def test_a_clock_that_a_test_turns():
-    now = [1_700_000_000.0]
-    async with EmbeddedServer(clock=lambda: now[0]) as server:
+    clock = Hand(1_700_000_000.0)
+    async with EmbeddedServer(clock=clock) as server:
         await exchange(server, store(b"a", b"1", b"0 60"))
-        now[0] += 59
+        clock.turn(59)
         assert await exchange(server, b"get a\r\n", b"END\r\n") != b"END\r\n"
-        now[0] += 1
+        clock.turn(1)
         assert await exchange(server, b"get a\r\n", b"END\r\n") == b"END\r\n"
         assert b"STAT uptime 60\r\n" in await exchange(server, b"stats\r\n", b"END\r\n")
 

@@ -13,22 +13,14 @@ from tornado_memcache import store as module
 from tornado_memcache.errors import ClientError
 from tornado_memcache.store import Store, item_size, read_signed, read_unsigned
 
+from .hand import Hand
+
 DAY = 24 * 60 * 60
-
-
-class Clock:
-    """Seconds that only the test moves."""
-
-    def __init__(self, now: float = 1_700_000_000.5) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return Hand(1_700_000_000.5)
 
 
 @pytest.fixture
@@ -63,7 +55,7 @@ def test_append_and_prepend_keep_flags_and_exptime(store, clock):
     store.set(b"k", b"b", 5, 10)
     assert store.append(b"k", b"c") == store.prepend(b"k", b"a") == b"STORED"
     assert store.get(b"k") == (b"abc", 5, 3)
-    clock.now += 10
+    clock.turn(10)
     assert value_of(store) is None
 
 
@@ -123,9 +115,9 @@ def test_arithmetic_on_a_miss_and_on_text(store):
 def test_arithmetic_keeps_the_exptime(store, clock):
     store.set(b"n", b"1", 0, 10)
     store.incr(b"n", 1)
-    clock.now += 9
+    clock.turn(9)
     assert store.incr(b"n", 1) == 3
-    clock.now += 1
+    clock.turn(1)
     assert store.incr(b"n", 1) is None
 
 
@@ -155,10 +147,10 @@ def test_exptime(store, clock, exptime, lives, by):
         assert value_of(store) is None
         assert store.add(b"k", b"w") == b"STORED"
         return
-    clock.now += lives
+    clock.turn(lives)
     assert value_of(store) == b"v"
     if exptime:
-        clock.now += 1
+        clock.turn(1)
         assert value_of(store) is None
         assert not store.touch(b"k", 10)
         assert len(store) == store.bytes == 0
@@ -185,13 +177,13 @@ def test_flush_all_with_a_delay(store, clock):
     store.set(b"k", b"v")
     store.flush_all(10)
     store.set(b"l", b"v")
-    clock.now += 8
+    clock.turn(8)
     assert value_of(store) == b"v"
-    clock.now += 1  # (memcached's tenth second begins)
+    clock.turn(1)  # (memcached's tenth second begins)
     assert value_of(store) is None
     assert store.add(b"l", b"v") == b"STORED"
     assert value_of(store, b"l") is None  # (stored in the second of the flush)
-    clock.now += 1
+    clock.turn(1)
     store.set(b"l", b"v")
     assert value_of(store, b"l") == b"v"
 
@@ -200,11 +192,11 @@ def test_flush_all_again_takes_the_place_of_the_one_to_come(store, clock):
     store.flush_all(10)
     store.flush_all(100)
     store.set(b"k", b"v")
-    clock.now += 50
+    clock.turn(50)
     assert value_of(store) == b"v"
     store.flush_all()
     store.set(b"k", b"v")
-    clock.now += 100
+    clock.turn(100)
     assert value_of(store) == b"v"
 
 
@@ -213,9 +205,9 @@ def test_flush_all_at_a_moment(store, clock):
     store.flush_all(30 * DAY + 1)  # (before the server began: memcached does nothing)
     assert value_of(store) == b"v"
     store.flush_all(int(clock.now) + 10)
-    clock.now += 8
+    clock.turn(8)
     assert value_of(store) == b"v"
-    clock.now += 1
+    clock.turn(1)
     assert value_of(store) is None
 
 
