@@ -41,6 +41,8 @@ setup(
             "pytest-tornado>=0.8.1,<0.9",
             "setuptools<82",
             "hypothesis>=6.100,<7",
+            # Certificates for the servers that are spoken to over TLS.
+            "trustme>=1.1,<2",
             # What these two accept changes from one release to the next.
             "mypy>=2.4,<2.5",
             "ruff>=0.17,<0.18",

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -46,9 +47,10 @@ class Memcached:
 
     ``arguments`` go to the binary as they are (``["-I", "2m"]``). With
     ``unix=True`` it listens on a unix socket in a directory of its own. A
-    ``port`` is asked for only when a test needs that very one. ``address``
-    is the server as the client takes it; ``host``, ``port`` and ``path``
-    are its parts.
+    ``port`` is asked for only when a test needs that very one. With an
+    ``ssl_context`` it is spoken to over TLS (``arguments`` make it listen
+    so). ``address`` is the server as the client takes it; ``host``,
+    ``port`` and ``path`` are its parts.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Memcached:
         port: int | None = None,
         host: str = "127.0.0.1",
         binary: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         found = binary or find_binary()
         if found is None:
@@ -68,6 +71,7 @@ class Memcached:
         self.host = host
         self.port: int | None = port
         self.path: str | None = None
+        self._ssl_context = ssl_context
         self._directory: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         if unix:
@@ -141,6 +145,8 @@ class Memcached:
         peer.settimeout(timeout)
         try:
             peer.connect(self.path or (self.host, self.port))
+            if self._ssl_context is not None:
+                return self._ssl_context.wrap_socket(peer, server_hostname=self.host)
         except BaseException:
             peer.close()
             raise

@@ -46,7 +46,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # -- no pure floors from here on
     ("health", "deadlines"),
     ("lanes", "boundaries", "stream", "memcache_cas"),
-    ("call", "connector", "fanout"),
+    ("call", "tls", "fanout"),
+    ("connector",),
     ("connection", "server", "memcache_outcomes"),
     ("choice",),
     ("pool",),

@@ -8,6 +8,7 @@ import asyncio
 from asyncio import get_running_loop
 from collections.abc import Callable, Iterable
 from functools import partial
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
 from tornado.netutil import Resolver
@@ -72,6 +73,12 @@ class Client(Commands):
     ``max_value_size`` bytes are refused. ``key_prefix`` goes before every
     key. ``resolver`` is a `tornado.netutil.Resolver` for the names.
 
+    ``ssl`` makes all connections secure: True verifies the server's
+    certificate and its name (as written in ``servers``) with the system's
+    certificate authorities and takes TLS 1.2 or newer; an
+    `ssl.SSLContext` of your own is used as it is. A server that does not
+    pass is not spoken to. The handshake counts to ``connect_timeout``.
+
     A client may be made before any loop runs. It belongs to the loop of
     its first call; once that loop is closed it can be used on another.
     Its calls are made on the loop's own thread.
@@ -98,6 +105,7 @@ class Client(Commands):
         max_value_size: int = DEFAULT_VALUE_SIZE,
         key_prefix: str | bytes = b"",
         resolver: Resolver | None = None,
+        ssl: SSLContext | bool | None = None,
     ) -> None:
         self._settings = Settings(
             connect_timeout,
@@ -111,10 +119,9 @@ class Client(Commands):
             min_connections,
             max_idle,
         ).checked()
-        self._cluster = Cluster(servers, self._settings, ring, on_dead, resolver)
+        self._cluster = Cluster(servers, self._settings, ring, on_dead, resolver, ssl)
         self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
-        self._decode = self._values.decode
-        self._raw_flags = self._values.raw_flags
+        self._decode, self._raw_flags = self._values.decode, self._values.raw_flags
         self._prefix = _checked_prefix(key_prefix)
         self._wires: dict[str, bytes] = {}
 

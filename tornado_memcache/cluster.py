@@ -14,12 +14,14 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import Resolver
 
 from . import deadlines
-from .address import parse_servers
+from .address import Server, parse_servers
+from .connector import Transport
 from .deadlines import Deadlines
-from .errors import InvalidRequest, shown
+from .errors import InvalidRequest, InvalidServer, shown
 from .pool import Pool
 from .ring import make_ring
 from .settings import Settings
+from .tls import checked_context
 
 _log = logging.getLogger("tornado_memcache")
 
@@ -41,10 +43,12 @@ class Cluster:
         ring: Any,
         on_dead: str,
         resolver: Resolver | None,
+        ssl: Any,
     ) -> None:
         if on_dead not in POLICIES:
             raise InvalidRequest(f"on_dead {shown(on_dead)} is not one of: {', '.join(POLICIES)}")
-        self.servers = parse_servers(servers)
+        self._ssl_context = checked_context(ssl)
+        self.servers = self._checked(servers)
         self.pools: tuple[Pool, ...] = ()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.deadlines: Deadlines | None = None
@@ -60,6 +64,13 @@ class Cluster:
         #: The pool of a client that has one server.
         self.only: Pool | None = None
         self._retired: list[Pool] = []
+
+    def _checked(self, servers: Iterable[Any]) -> tuple[Server, ...]:
+        checked = parse_servers(servers)
+        for server in checked:
+            if self._ssl_context is not None and server.path is not None:
+                raise InvalidServer(f"server {shown(server.name)}: a unix socket has no TLS")
+        return checked
 
     # -- the loop
 
@@ -96,9 +107,10 @@ class Cluster:
         known = {pool.name: pool for pool in kept}
         io_loop = IOLoop.current()
         resolver = self._resolver if self._resolver is not None else Resolver()
+        transport = Transport(resolver, self._ssl_context)
         self.pools = tuple(
             known.get(server.name)
-            or Pool(server, self._settings, self.deadlines, io_loop, self.loop, resolver)
+            or Pool(server, self._settings, self.deadlines, io_loop, self.loop, transport)
             for server in self.servers
         )
         self.only = self.pools[0] if len(self.pools) == 1 else None
@@ -137,7 +149,7 @@ class Cluster:
 
     def set_servers(self, servers: Iterable[Any]) -> None:
         """Replaces the servers. Calls under way to one that goes away still end there."""
-        self.servers = parse_servers(servers)
+        self.servers = self._checked(servers)
         self._ring = make_ring(self._ring_kind, self.servers)
         if self.loop is None:
             return

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
-from tornado.netutil import Resolver
 
 from . import deadlines
 from .address import Server
-from .connector import Connector
+from .connector import Connector, Transport
 from .deadlines import NEVER, NOBODY, Deadlines
 from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
 from .lanes import BoundKeys, SlotLane
@@ -95,13 +94,13 @@ class Connection:
 
     # -- opening
 
-    def connect(self, io_loop: IOLoop, resolver: Resolver) -> None:
+    def connect(self, io_loop: IOLoop, transport: Transport) -> None:
         """Begins to connect; `Owner.opened` or `Owner.lost` is told on a later tick."""
         timeout = min(self._settings.connect_timeout, self._settings.request_timeout)
         self._close_at = deadlines.clock() + timeout
         self._deadlines.watch(self, self._close_at)
         self._connector = Connector(
-            self._server, io_loop, resolver, timeout / 3, self._opened, self.close
+            self._server, io_loop, transport, timeout / 3, self._opened, self.close
         )
         self._connector.start()
 

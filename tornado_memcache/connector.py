@@ -1,15 +1,17 @@
 """How a stream to a server is opened.
 
-Knows names, addresses, sockets and which of several attempts wins. It must
-not know what the stream is for. Everything it holds (a look-up, streams, a
-timeout) is undone by `Connector.close`.
+Knows names, addresses, sockets, whether they are to be made secure, and
+which of several attempts wins. It must not know what the stream is for.
+Everything it holds (a look-up, streams, a timeout) is undone by
+`Connector.close`.
 """
 
 import asyncio
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from ssl import SSLContext
+from typing import Any, NamedTuple
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import StreamClosedError
@@ -19,13 +21,24 @@ from .address import Server
 from .deadlines import NOBODY, detached
 from .errors import ConnectionFailed
 from .stream import SegmentStream
+from .tls import SecureStream, handshake_failure
 
 #: A second address is tried after at most this long, in seconds.
 LONGEST_STAGGER = 0.25
 
 
+class Transport(NamedTuple):
+    """How a client's streams are made: who looks names up, and what makes them secure."""
+
+    resolver: Resolver
+    ssl_context: SSLContext | None = None
+
+
 class Connector:
     """Opens one stream, by the first address of a server that answers.
+
+    With an ``ssl_context`` in ``transport`` an address has answered when
+    its TLS handshake is done; nothing is sent in the clear.
 
     ``opened(stream)`` or ``failed(error)`` is called once, on a later
     tick, unless `close` comes first. A second address is tried after
@@ -36,16 +49,16 @@ class Connector:
         self,
         server: Server,
         io_loop: IOLoop,
-        resolver: Resolver,
+        transport: Transport,
         stagger: float,
         opened: Callable[[SegmentStream], None],
         failed: Callable[[ConnectionFailed], None],
     ) -> None:
-        #: "resolving" or "connecting".
+        #: "resolving", "connecting" or "tls".
         self.phase = "resolving"
         self._server = server
         self._io_loop = io_loop
-        self._resolver = resolver
+        self._transport = transport
         self._stagger = min(stagger, LONGEST_STAGGER)
         self._opened = opened
         self._failed = failed
@@ -69,7 +82,9 @@ class Connector:
                 server.host, server.port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST
             )
         except OSError:
-            self._look_up = asyncio.ensure_future(self._resolver.resolve(server.host, server.port))
+            self._look_up = asyncio.ensure_future(
+                self._transport.resolver.resolve(server.host, server.port)
+            )
             self._look_up.add_done_callback(self._looked_up, context=NOBODY)
         else:
             self._found([(family, address) for family, _, _, _, address in numeric])
@@ -117,16 +132,30 @@ class Connector:
     def _attempted(self, stream: SegmentStream, future: "asyncio.Future[Any]") -> None:
         if self._ended or future.cancelled():
             return
+        self._attempts.remove(stream)
         error = future.exception()
-        if error is None:
-            self._attempts.remove(stream)
+        if error is not None:
+            stream.close()
+            cause = error.real_error if isinstance(error, StreamClosedError) else error
+            self._attempt_failed(cause if isinstance(cause, OSError) else OSError(str(error)))
+        elif self._transport.ssl_context is None or isinstance(stream, SecureStream):
             self.close()
             self._opened(stream)
+        else:
+            self._secure(stream, self._transport.ssl_context)
+
+    def _secure(self, stream: SegmentStream, context: SSLContext) -> None:
+        """Begins the TLS handshake over a stream that is connected."""
+        self.phase = "tls"
+        try:
+            secure = SecureStream.over(stream, context, self._server.host)
+        except (OSError, ValueError) as error:
+            self._attempt_failed(error if isinstance(error, OSError) else OSError(str(error)))
             return
-        self._attempts.remove(stream)
-        stream.close()
-        cause = error.real_error if isinstance(error, StreamClosedError) else error
-        self._attempt_failed(cause if isinstance(cause, OSError) else OSError(str(error)))
+        self._attempts.append(secure)
+        secure.wait_for_handshake().add_done_callback(
+            lambda future: self._attempted(secure, future)
+        )
 
     def _attempt_failed(self, error: OSError) -> None:
         if self._addresses:
@@ -136,12 +165,11 @@ class Connector:
 
     def _fail(self, cause: OSError) -> None:
         self.close()
-        error = ConnectionFailed(
-            f"cannot connect: {cause.strerror or cause}",
-            errno=cause.errno,
-            server=self._server.name,
-            phase=self.phase,
-        )
+        if self.phase == "tls":
+            told, errno = handshake_failure(cause)
+        else:
+            told, errno = f"cannot connect: {cause.strerror or cause}", cause.errno
+        error = ConnectionFailed(told, errno=errno, server=self._server.name, phase=self.phase)
         detached(self._io_loop.add_callback, self._failed, error)
 
     def _drop_timeout(self) -> None:

@@ -8,12 +8,12 @@ connection does the I/O.
 import asyncio
 
 from tornado.ioloop import IOLoop
-from tornado.netutil import Resolver
 
 from . import deadlines
 from .address import Server
 from .choice import bound_to, choose, usable
 from .connection import Connection
+from .connector import Transport
 from .deadlines import NOBODY, Deadlines
 from .errors import (
     ClientClosed,
@@ -47,7 +47,7 @@ class Pool:
         deadlines: Deadlines,
         io_loop: IOLoop,
         loop: asyncio.AbstractEventLoop,
-        resolver: Resolver,
+        transport: Transport,
     ) -> None:
         self.server = server
         self.name = server.name
@@ -62,7 +62,7 @@ class Pool:
         self._deadlines = deadlines
         self._io_loop = io_loop
         self._loop = loop
-        self._resolver = resolver
+        self._transport = transport
         self._connections: list[Connection] = []
         self._line = Line()
         self._grow_at = 0.0
@@ -193,7 +193,7 @@ class Pool:
             connection = Connection(self, self.server, self._settings, self._deadlines, self._loop)
             connection.retiring = self._retired
             self._connections.append(connection)
-            connection.connect(self._io_loop, self._resolver)
+            connection.connect(self._io_loop, self._transport)
 
     def keep_warm(self) -> None:
         """Opens what is missing of ``min_connections``, one after the other."""

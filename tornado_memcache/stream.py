@@ -41,9 +41,12 @@ class SegmentStream(IOStream):
     delimiter is paid for a line.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    #: What the socket raises when it holds nothing.
+    nothing_yet: tuple[type[OSError], ...] = (BlockingIOError,)
+
+    def __init__(self, sock: socket.socket, **options: Any) -> None:
         # IOStream makes a buffer of this size for each read; ours is unused.
-        super().__init__(sock, read_chunk_size=1)
+        super().__init__(sock, read_chunk_size=1, **options)
         self.receiver: Receiver | None = None
 
     def reading(self) -> bool:
@@ -66,7 +69,7 @@ class SegmentStream(IOStream):
                 data = self.socket.recv(SEGMENT)
             else:
                 count = self.socket.recv_into(buffer)
-        except BlockingIOError:
+        except self.nothing_yet:
             return False
         except OSError as error:
             self.close(exc_info=error)

@@ -1,0 +1,156 @@
+"""A `SegmentStream` over TLS, and the context that it is made with.
+
+Knows what an `ssl.SSLContext` and Tornado's SSLIOStream need. It must not
+know addresses, nor what the bytes mean.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tornado.iostream import SSLIOStream
+
+from .deadlines import NOBODY, detached
+from .errors import InvalidRequest
+from .stream import SEGMENT, SegmentStream
+
+#: What a record of TLS holds at most, and one read of an SSL socket gives, in bytes.
+RECORD = 16 * 1024
+#: What OpenSSL says when the other side answers a handshake with something else.
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+
+
+def checked_context(wanted: Any) -> ssl.SSLContext | None:
+    """Returns the context for ``ssl=``, None for connections in the clear.
+
+    True gives one that verifies certificate and name, by the system's
+    authorities, from TLS 1.2 on. A context of the user's own is kept as
+    it is. Raises `TypeError` for anything else.
+    """
+    if wanted is None or wanted is False:
+        return None
+    if wanted is True:
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+    if not isinstance(wanted, ssl.SSLContext):
+        raise TypeError(f"ssl must be True or an ssl.SSLContext, not {type(wanted).__name__}")
+    if wanted.protocol is ssl.PROTOCOL_TLS_SERVER:
+        raise InvalidRequest("ssl is a server's context: make a client's one for the client")
+    return wanted
+
+
+def handshake_failure(cause: OSError) -> tuple[str, int | None]:
+    """Returns what a failed handshake is told as, and its errno if it has one."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the server's certificate is refused: {cause.verify_message}", None
+    if not isinstance(cause, ssl.SSLError):
+        told = cause.strerror or "the server closed the connection"
+        return f"TLS handshake failed: {told}", cause.errno
+    if cause.reason in _NOT_TLS:
+        return "TLS handshake failed: the server does not speak TLS", None
+    return f"TLS handshake failed: {cause.reason or cause}", None
+
+
+def records(pieces: Sequence[bytes]) -> Iterator[bytes]:
+    """Yields what each write is given, so that no record ends in the middle of two requests.
+
+    memcached (1.6.18 at least) reads a block as far as it goes and then
+    waits for the descriptor, whatever of the same record is decrypted
+    already: requests behind the end of a block that began in a record
+    before would wait there until something else comes.
+    """
+    gathered: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        ends_block = piece == b"\r\n"
+        if gathered and not ends_block and size + len(piece) > RECORD:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+        gathered.append(piece)
+        size += len(piece)
+        if ends_block:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield b"".join(gathered)
+
+
+class SecureStream(SegmentStream, SSLIOStream):
+    """A `SegmentStream` whose bytes go through TLS."""
+
+    nothing_yet = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+    def __init__(self, sock: ssl.SSLSocket, context: ssl.SSLContext) -> None:
+        self._records: deque[bytes] = deque()
+        self._rest: asyncio.Future[None] | None = None
+        super().__init__(sock, ssl_options=context)
+
+    @classmethod
+    def over(cls, stream: SegmentStream, context: ssl.SSLContext, name: str) -> "SecureStream":
+        """Takes the connection of ``stream`` over and begins the handshake on it.
+
+        ``name`` is the one that the certificate has to bear. Raises
+        `OSError` or `ValueError` where that cannot begin; the connection
+        is closed then.
+        """
+        # IOStream lets nobody have its socket but a plain SSLIOStream: the
+        # connection lives on in a descriptor of our own.
+        try:
+            sock = stream.socket.dup()
+        finally:
+            stream.close()
+        try:
+            sock.getpeername()  # (ssl loses the descriptor of a socket that is not connected)
+            wrapped = context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
+        except BaseException:
+            sock.close()
+            raise
+        secure = cls(wrapped, context)
+        try:
+            wrapped.getpeername()  # lost meanwhile: the handshake would not begin
+        except OSError:
+            secure.close()
+            raise
+        return secure
+
+    def writing(self) -> bool:
+        return bool(self._records) or super().writing()
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        # What was decrypted and not read waits in the SSL layer while the
+        # descriptor is silent; more than a segment waits for its turn there.
+        turns = SEGMENT // RECORD
+        while self.read_segment() and not self.closed():
+            turns -= 1
+            if turns <= 0 and not self.socket.pending():
+                break
+        return None
+
+    def send_pieces(self, pieces: Sequence[bytes], size: int) -> "asyncio.Future[None] | None":
+        # Only IOStream knows how to go on with a record that is half sent.
+        self._records.extend(records(pieces))
+        if detached(self._write_on):
+            return None
+        self._rest = asyncio.get_running_loop().create_future()
+        return self._rest
+
+    def _write_on(self) -> bool:
+        """Writes record after record; returns True when none is left."""
+        while self._records and not self.closed():
+            written = self.write(self._records.popleft())
+            if super().writing():
+                written.add_done_callback(self._written, context=NOBODY)
+                return False
+        return True
+
+    def _written(self, written: "asyncio.Future[None]") -> None:
+        if written.exception() is None and self._write_on() and self._rest is not None:
+            rest, self._rest = self._rest, None
+            rest.set_result(None)
+
+    def close(self, exc_info: Any = False) -> None:
+        self._records.clear()
+        super().close(exc_info)
