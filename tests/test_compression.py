@@ -32,7 +32,11 @@ def test_what_is_longer_than_over_is_compressed(length, compressed):
     assert Compression(100).unpack(b"k", packed, flags) == (data, 16)
 
 
-@pytest.mark.parametrize("data", [b"a", os.urandom(1), os.urandom(1000), bytes(range(256))])
+@pytest.mark.parametrize(
+    "data",
+    [b"a", os.urandom(1), os.urandom(1000), bytes(range(256))],
+    ids=lambda data: str(len(data)),
+)
 def test_what_would_not_be_smaller_is_left(data):
     assert Compression(0).pack(data, 0) == (data, 0)
 

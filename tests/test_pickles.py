@@ -94,7 +94,7 @@ both = pytest.mark.parametrize("serializer", BOTH, ids=["Pickle", "SignedPickle"
 
 
 @both
-@pytest.mark.parametrize("value", PICKLED, ids=repr)
+@pytest.mark.parametrize("value", PICKLED, ids=lambda value: type(value).__name__)
 def test_what_goes_in_comes_out(serializer, value):
     data, flags = serializer.encode(b"k", value)
     assert flags == (1 if serializer is BOTH[0] else FLAG_SIGNED_PICKLE)
@@ -104,7 +104,7 @@ def test_what_goes_in_comes_out(serializer, value):
 
 
 @both
-@pytest.mark.parametrize(("value", "data", "flags"), PLAIN, ids=repr)
+@pytest.mark.parametrize(("value", "data", "flags"), PLAIN, ids=lambda value: type(value).__name__)
 def test_plain_values_stay_plain(serializer, value, data, flags):
     assert serializer.encode(b"k", value) == (data, flags)
     assert serializer.decode(b"k", data, flags) == value

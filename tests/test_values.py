@@ -108,7 +108,7 @@ def test_a_refusal_that_is_ours_already_is_kept():
         (b"data", 1 << 32),
         (b"data", 1 << 70),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("over", [None, 0])
 def test_nonsense_on_write_is_raised_at_the_call(nonsense, over):
