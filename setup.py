@@ -41,6 +41,10 @@ setup(
             "pytest-tornado>=0.8.1,<0.9",
             "setuptools<82",
             "hypothesis>=6.100,<7",
+            # Many runs: each in another order, on two cores, on either loop.
+            "pytest-random-order>=1.1,<2",
+            "pytest-xdist>=3.5,<4",
+            "uvloop>=0.21",
             # Certificates for the servers that are spoken to over TLS.
             "trustme>=1.1,<2",
             # What these two accept changes from one release to the next.

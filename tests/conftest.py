@@ -32,6 +32,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     return report
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--loop", choices=["asyncio", "uvloop"], default="asyncio", help="the event loop under all"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--loop") == "uvloop":
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     # Otherwise making an IOLoop current makes an asyncio loop that nobody closes.
     asyncio.set_event_loop(None)

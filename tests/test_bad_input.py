@@ -347,7 +347,7 @@ async def test_bad_keywords(method, silent):
 @pytest.mark.parametrize(
     "empty",
     [("get_multi", []), ("gets_multi", ()), ("delete_multi", iter("")), ("set_multi", {})],
-    ids=str,
+    ids=lambda case: case[0],
 )
 @pytest.mark.gen_test
 async def test_nothing_to_do_is_no_io(empty, silent):
