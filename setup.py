@@ -55,6 +55,14 @@ setup(
             "pylibmc==1.6.3",
             "pymemcache==4.0.0",
         ],
+        # The peers that the benchmarks compare with.
+        "benchmarks": [
+            "aiomcache==0.8.2",
+            "emcache==1.3.3",
+            "memcachio==0.5",
+            "pymemcache==4.0.0",
+            "python-memcached==1.62",
+        ],
     },
     classifiers=[
         "Development Status :: 4 - Beta",
