@@ -14,6 +14,8 @@ from tornado_memcache import (
     ClientError,
     ConnectionFailed,
     ProtocolError,
+    Reply,
+    Request,
     ServerDead,
     ServerError,
     Timeout,
@@ -109,6 +111,29 @@ async def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(star
         assert await client.get("k") is None
         assert await client.set("k", "w")
         assert await client.get("k") == "w"
+
+
+@pytest.mark.gen_test
+async def test_a_cas_that_waited_while_a_connection_was_lost_is_not_sent(expect_log):
+    """After a restart a server counts its uniques from 1 again: any item may have this one."""
+    expect_log(LOG, "fails: get")
+    gets = [Expect(b"gets k\r\n"), Send(b"VALUE k 0 1 7\r\nv\r\nEND\r\n"), GET]
+    after = [Expect(b"get k2\r\n"), Send(b"END\r\n")]
+    async with Scripted(gets, after) as server:
+        async with Client([server.address], request_timeout=0.1, max_connections=1) as client:
+            _, unique = await client.gets("k")
+            with pytest.raises(Timeout):
+                await client.get("k")
+            assert counts(client)["late"] == 1
+            waiting = [
+                client.cas("k", "w", unique, timeout=5),
+                client.request(Request(b"cas", (b"k",), b"w", cas_unique=unique), timeout=5),
+                client.get("k2", timeout=5),
+            ]
+            assert counts(client)["waiting"] == 3
+            assert await asyncio.gather(*waiting) == [False, Reply(b"EXISTS"), None]
+            assert server.connections == 2
+            assert counts(client)["pending"] == 0
 
 
 # -- what a reply does to its connection

@@ -252,7 +252,7 @@ class Commands(Funnel):
         request = self._storage_request(b"cas", wire, value, exptime)
         if isinstance(cas_unique, CasUnique) and not cas_unique.fresh(pool):
             return self._settle(False, how)
-        request = request._replace(cas_unique=int(cas_unique))
+        request = request._replace(cas_unique=cas_unique)
         return self._submit(pool, request, stored, how)
 
     def set_multi(

@@ -25,6 +25,7 @@ from .errors import (
 )
 from .health import FIRST_PAUSE, Health
 from .lanes import Line
+from .outcomes import CasUnique
 from .protocol import LARGE_WORK, ConnectionRefused, Reply, Request, Slot
 from .retry import UNANSWERED, failure_for, sort_out
 from .settings import Settings
@@ -258,8 +259,20 @@ class Pool:
                 self._grow()
                 break
             line.pop()
+            if self._is_overtaken(slot):
+                continue
             connection.hold()
             connection.send(slot)
+
+    def _is_overtaken(self, slot: Slot) -> bool:
+        """Answers a cas that waited while a connection was lost: its unique may fit any item."""
+        unique = slot.request.cas_unique
+        if not isinstance(unique, CasUnique) or unique.fresh(self):
+            return False
+        self.pending -= slot.weight
+        slot.reply = Reply(b"EXISTS")
+        self._loop.call_soon(slot.deliver, context=NOBODY)
+        return True
 
     def reconsider(self) -> None:
         """Serves the line, and finds out again which connection takes calls unasked."""
