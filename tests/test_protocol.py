@@ -39,31 +39,11 @@ from tornado_memcache.serializer import Plain
 from tornado_memcache.slots import GatheredSlot, TextSlot, slot_for
 from tornado_memcache.text import MAX_STATS
 
+from .corpus import Waiting, receive, value
 from .test_text import BAD_NUMBERS
 
 LIMIT = 1 << 20
 KEEP, CLOSE = True, False
-
-
-class Waiting:
-    """The simplest waiter; its outcome is a list of one."""
-
-    def __init__(self):
-        self.outcome = []
-
-    def done(self):
-        return bool(self.outcome)
-
-    def set_result(self, result):
-        assert not self.outcome
-        self.outcome.append(result)
-
-    def set_exception(self, error):
-        assert not self.outcome
-        self.outcome.append(error)
-
-    def exception(self):
-        return None
 
 
 def slot(verb, *keys, **fields):
@@ -83,10 +63,6 @@ def gathered(*keys):
     one.waiting = {key: Waiting() for key in keys}
     one.encode()
     return one
-
-
-def value(key, data, flags=b"0", cas=b""):
-    return b"VALUE %b %b %d%b\r\n%b\r\n" % (key, flags, len(data), cas and b" " + cas, data)
 
 
 def hits(**items):
@@ -158,6 +134,8 @@ REPLIES = [
       for line in (b"ERROR\r\n", b"CLIENT_ERROR no number\r\n")),
     *((lambda: slot(b"get", b"a", b"b"), value(b"a", b"1") + line, kind, CLOSE)
       for line, kind in zip(ERRORS, (ClientError, ClientError, ServerError))),
+    *((of(b"stats"), STATS + line, kind, CLOSE)
+      for line, kind in zip(ERRORS, (ClientError, ClientError, ServerError))),
     *((of(verb), TOO_MANY_CONNECTIONS + b"\r\n", ConnectionRefused, CLOSE)
       for verb in (b"get", b"set", b"delete", b"stats")),
     *((lambda verb=verb: after_noreply(verb, b"a"), line, ProtocolError, CLOSE)
@@ -181,7 +159,7 @@ REPLIES = [
     *((of(verb), line, ProtocolError, CLOSE)
       for verb in (b"get", b"set", b"delete", b"incr", b"version", b"stats")
       for line in (b"\r\n", b"garbage\r\n", b"end\r\n", b"\0\xff\r\n", b" STORED\r\n",
-                   b"STORED \r\n")),
+                   b"STORED \r\n", b"SERVER_ERRORS\r\n", b"CLIENT_ERROR: x\r\n")),
     *((of(b"incr"), line + b"\r\n", ProtocolError, CLOSE)
       for line in BAD_NUMBERS if line not in (b"5 ", b"9" * 5000)),
     # -- VALUE lines that were not asked or are no such thing
@@ -228,19 +206,6 @@ def name_of(case):
     request, data, outcome, kept = case
     told = getattr(outcome, "__name__", None) or "good"
     return f"{request().request.verb.decode()}-{data[:30]!r}-{told}"
-
-
-def receive(owed, data):
-    """As a connection does: a segment, or straight into the block that is announced."""
-    finished = []
-    while data and owed.failure is None:
-        if owed.block is None:
-            return finished + owed.receive_data(data)
-        room = len(owed.block) - owed.filled
-        owed.block[owed.filled : owed.filled + len(data[:room])] = data[:room]
-        finished += owed.receive_block(len(data[:room]))
-        data = data[room:]
-    return finished
 
 
 def outcome_of(reply):

@@ -168,8 +168,11 @@ def test_the_error_lines(line, kind, told):
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"END", b"error", b"ERRORS", b" ERROR", b"STORED", b"VALUE a 0 1", b"server_error"],
-)
+    [
+        b"", b"END", b"error", b"ERRORS", b" ERROR", b"STORED", b"VALUE a 0 1", b"server_error",
+        b"SERVER_ERRORS", b"SERVER_ERROR: x", b"CLIENT_ERRORx", b"ERROR:", b"ERROR\t",
+    ],
+)  # fmt: skip
 def test_what_is_no_error_line(line):
     assert error_of(line) is None
 

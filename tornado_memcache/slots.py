@@ -124,6 +124,8 @@ class TextSlot(Slot):
             protocol.failure = ProtocolError(
                 f"{self.asked()}: the connection is out of step after an error"
             )
+        elif self._stats:
+            protocol.failure = ProtocolError(f"{self.asked()}: an error in the middle of its lines")
         return error
 
 

@@ -166,14 +166,13 @@ def encode_request(request: Request) -> list[bytes]:
 
 def error_of(line: bytes) -> ReplyError | None:
     """Returns the error that an error line stands for (protocol.txt, "Error strings")."""
-    if line.startswith(b"SERVER_ERROR"):
-        told = line[13:].decode("utf-8", "replace") or "SERVER_ERROR"
-        if b"too large" in line:
-            return ItemTooLarge(told)
-        return ServerError(told)
-    if line.startswith(b"CLIENT_ERROR"):
-        return ClientError(line[13:].decode("utf-8", "replace") or "CLIENT_ERROR")
-    if line == b"ERROR" or line.startswith(b"ERROR "):
+    word, _, told = line.partition(b" ")
+    text = (told or word).decode("utf-8", "replace")
+    if word == b"SERVER_ERROR":
+        return ItemTooLarge(text) if b"too large" in told else ServerError(text)
+    if word == b"CLIENT_ERROR":
+        return ClientError(text)
+    if word == b"ERROR":
         return ClientError("the server does not know the command (ERROR)")
     return None
 

@@ -1,0 +1,243 @@
+r"""What a memcached server sends to a client, read slowly and obviously.
+
+Knows the replies of protocol.txt, each quoted above what reads it, and which
+of them a connection does not survive. It always reads a stream from its
+first byte, one line or one data block at a time, and keeps nothing. It must
+not know the package: it is what the package's parser is compared with, so it
+shares no line with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+#: A line, with its CRLF, is never longer.
+LONGEST_LINE = 2048
+#: No server has more statistics.
+MOST_STATS = 20_000
+
+STORAGE = (b"set", b"add", b"replace", b"append", b"prepend")
+RETRIEVAL = (b"get", b"gets", b"gat", b"gats")
+
+
+class Asked(NamedTuple):
+    """A request to which a reply is owed.
+
+    ``unconfirmed``: a noreply request left before it, and nothing has come
+    since. ``callers``: how many callers wait for each of the keys, if it is a
+    line of gets that were gathered.
+    """
+
+    verb: bytes
+    keys: tuple[bytes, ...] = ()
+    unconfirmed: bool = False
+    callers: tuple[int, ...] = ()
+
+
+class Told(NamedTuple):
+    """A reply; ``items`` maps keys to (value, flags, cas unique or None)."""
+
+    word: bytes
+    items: dict[bytes, tuple[bytes, int, int | None]] = {}
+    number: int = 0
+    text: bytes = b""
+    stats: dict[str, str] = {}
+
+
+class Reading(NamedTuple):
+    """What a stream holds.
+
+    ``outcomes`` are those of the requests that are answered, in order: a
+    `Told`, or the name of an error. ``failure`` is the name of the error that
+    ends the connection, or None. ``ends`` is where each line and each block
+    ends that was read; behind the last one is what could not be read, or not
+    yet.
+    """
+
+    outcomes: list[Told | str]
+    failure: str | None
+    ends: list[int]
+
+
+class _Unfinished(Exception):
+    """The rest has not come yet."""
+
+
+class _Broken(Exception):
+    """This is no reply. Its argument is the name of the error."""
+
+
+class _Stream:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.ends: list[int] = []
+
+    @property
+    def rest(self) -> bytes:
+        return self.data[self.ends[-1] :] if self.ends else self.data
+
+    def _take(self, length: int) -> None:
+        self.ends.append(len(self.data) - len(self.rest) + length)
+
+    def line(self) -> bytes:
+        # "Text lines are always terminated by \r\n."
+        rest = self.rest
+        line, crlf, _ = rest.partition(b"\r\n")
+        if crlf and len(line + crlf) <= LONGEST_LINE:
+            self._take(len(line + crlf))
+            return line
+        if len(rest) < LONGEST_LINE:
+            raise _Unfinished
+        raise _Broken("ProtocolError")
+
+    def block(self, length: int) -> bytes:
+        # "<data block>\r\n": "it must use the length of the data block to
+        # determine where the data block ends".
+        rest = self.rest
+        if len(rest) < length + 2:
+            raise _Unfinished
+        if rest[length : length + 2] != b"\r\n":
+            raise _Broken("ProtocolError")
+        self._take(length + 2)
+        return rest[:length]
+
+
+def _number(digits: bytes, bits: int) -> int:
+    # "a decimal representation of a 64-bit unsigned integer": at most 20 digits.
+    if not re.fullmatch(rb"[0-9]{1,20}", digits) or int(digits) >= 2**bits:
+        raise _Broken("ProtocolError")
+    return int(digits)
+
+
+def _error(asked: Asked, line: bytes) -> str:
+    # ERROR\r\n   CLIENT_ERROR <error>\r\n   SERVER_ERROR <error>\r\n
+    if line == b"ERROR Too many open connections":
+        raise _Broken("ConnectionRefused")
+    word, _, told = line.partition(b" ")
+    if word not in (b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR"):
+        raise _Broken("ProtocolError")
+    if asked.unconfirmed:
+        raise _Broken("ProtocolError")  # (it may be the answer to the noreply request)
+    if word != b"SERVER_ERROR":
+        return "ClientError"
+    return "ItemTooLarge" if b"too large" in told else "ServerError"
+
+
+#: What each of these is answered with, when all is well.
+WORDS: dict[bytes, tuple[bytes, ...]] = {
+    # STORED\r\n   NOT_STORED\r\n
+    **dict.fromkeys(STORAGE, (b"STORED", b"NOT_STORED")),
+    # STORED\r\n   EXISTS\r\n   NOT_FOUND\r\n
+    b"cas": (b"STORED", b"EXISTS", b"NOT_FOUND"),
+    b"delete": (b"DELETED", b"NOT_FOUND"),
+    b"touch": (b"TOUCHED", b"NOT_FOUND"),
+    b"flush_all": (b"OK",),
+    b"verbosity": (b"OK",),
+}
+
+_Outcome = tuple[Told | str, bool]  # (and whether the connection goes on)
+
+
+def _read_word(asked: Asked, stream: _Stream) -> _Outcome:
+    line = stream.line()
+    if line in WORDS[asked.verb]:
+        return Told(line), True
+    error = _error(asked, line)
+    # memcached takes the block of a storage request that it refuses for
+    # requests, and answers those too; only a SERVER_ERROR swallows it.
+    return error, error != "ClientError" or asked.verb not in (*STORAGE, b"cas")
+
+
+def _read_count(asked: Asked, stream: _Stream) -> _Outcome:
+    # NOT_FOUND\r\n   <value>\r\n   "MAY be space-padded at the end"
+    line = stream.line()
+    if line == b"NOT_FOUND":
+        return Told(line), True
+    if re.fullmatch(rb"[0-9]+ *", line):
+        return Told(b"NUMBER", number=_number(line.rstrip(b" "), 64)), True
+    return _error(asked, line), True
+
+
+def _read_version(asked: Asked, stream: _Stream) -> _Outcome:
+    # VERSION <version>\r\n
+    line = stream.line()
+    if line.startswith(b"VERSION "):
+        return Told(b"VERSION", text=line[len(b"VERSION ") :]), True
+    return _error(asked, line), True
+
+
+def _read_stats(asked: Asked, stream: _Stream) -> _Outcome:
+    # STAT <name> <value>\r\n ... END\r\n   ITEM <name> <value>\r\n ... END\r\n   RESET\r\n
+    stats: dict[str, str] = {}
+    lines = 0
+    while True:
+        line = stream.line()
+        if line in (b"END", b"RESET"):
+            return Told(line, stats=stats), True
+        if not line.startswith((b"STAT ", b"ITEM ")):
+            # In the middle of its lines nobody can say what still comes.
+            return _error(asked, line), not lines
+        lines += 1
+        if lines > MOST_STATS:
+            raise _Broken("ProtocolError")
+        name, _, value = line[len(b"STAT ") :].decode("utf-8", "replace").partition(" ")
+        stats[name] = value
+
+
+def _read_items(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
+    # VALUE <key> <flags> <bytes> [<cas unique>]\r\n<data block>\r\n ... END\r\n
+    items: dict[bytes, tuple[bytes, int, int | None]] = {}
+    left = list(asked.keys)
+    while True:
+        line = stream.line()
+        if line == b"END":
+            return Told(b"END", items), True
+        if not line.startswith(b"VALUE "):
+            return _error(asked, line), not items
+        words = line.split(b" ")
+        if len(words) != (5 if asked.verb in (b"gets", b"gats") else 4):
+            raise _Broken("ProtocolError")
+        key, flags, length = words[1], _number(words[2], 32), _number(words[3], 64)
+        cas_unique = _number(words[4], 64) if len(words) == 5 else None
+        # Hits come in the order of the request; misses are left out.
+        while left and left[0] != key:
+            del left[0]
+        if not left or length > limit:
+            raise _Broken("ProtocolError")
+        del left[0]
+        items[key] = (stream.block(length), flags, cas_unique)
+
+
+def _read_reply(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
+    if asked.verb in RETRIEVAL:
+        return _read_items(asked, stream, limit)
+    readers: dict[bytes, Callable[[Asked, _Stream], _Outcome]] = {
+        b"incr": _read_count,
+        b"decr": _read_count,
+        b"version": _read_version,
+        b"stats": _read_stats,
+    }
+    return readers.get(asked.verb, _read_word)(asked, stream)
+
+
+def read(owed: Sequence[Asked], data: bytes, limit: int) -> Reading:
+    """Returns what ``data`` tells those that are ``owed`` a reply, in their order.
+
+    ``limit`` is the length in bytes above which a value is refused.
+    """
+    stream = _Stream(data)
+    outcomes: list[Told | str] = []
+    try:
+        for asked in owed:
+            outcome, goes_on = _read_reply(asked, stream, limit)
+            outcomes.append(outcome)
+            if not goes_on:
+                return Reading(outcomes, "ProtocolError", stream.ends)
+    except _Unfinished:
+        return Reading(outcomes, None, stream.ends)
+    except _Broken as error:
+        return Reading(outcomes, str(error), stream.ends)
+    # What is left was not asked for.
+    return Reading(outcomes, "ProtocolError" if stream.rest else None, stream.ends)
