@@ -40,6 +40,8 @@ REFUSED = ConnectionFailed("refused", phase="connecting")
         (LOST, slot(b"set", sent=False, retried=True), False),
         (LOST, slot(b"get", ended=True), False),
         (REFUSED, slot(b"set"), True),
+        (REFUSED, slot(b"set", retried=True), True),
+        (REFUSED, slot(b"set", ended=True), False),
         (ProtocolError("garbage"), slot(b"get"), False),
         (ClientClosed("closed"), slot(b"get"), False),
     ],

@@ -19,7 +19,7 @@ from .deadlines import NEVER, NOBODY, Deadlines
 from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
 from .lanes import BoundKeys, SlotLane
 from .outbox import Outbox
-from .protocol import LARGE_WORK, OwedReplies, Reply, Request, Slot
+from .protocol import LARGE_WORK, ConnectionRefused, OwedReplies, Reply, Request, Slot
 from .settings import Settings
 from .slots import GatheredSlot, slot_for
 from .stream import SegmentStream
@@ -297,9 +297,12 @@ class Connection:
 
     def received(self, data: bytes) -> None:
         """Takes a segment: finishes the slots that it answers, then delivers."""
-        self.heard = True
-        self._pool.heard()
-        self._finish(self._protocol.receive_data(data))
+        finished = self._protocol.receive_data(data)
+        if not isinstance(self._protocol.failure, ConnectionRefused):
+            # (to be told that there is no room is no sign of life: the pauses go on)
+            self.heard = True
+            self._pool.heard()
+        self._finish(finished)
 
     def received_into(self, count: int) -> None:
         self._pool.heard()

@@ -27,7 +27,7 @@ from .health import FIRST_PAUSE, Health
 from .lanes import Line
 from .outcomes import CasUnique
 from .protocol import LARGE_WORK, ConnectionRefused, Reply, Request, Slot
-from .retry import UNANSWERED, failure_for, sort_out
+from .retry import UNANSWERED, failure_for, sort_out, untouched_by
 from .settings import Settings
 from .slots import slot_for
 
@@ -332,7 +332,7 @@ class Pool:
             elif not slot.abandoned():
                 self._refuse(slot, failure_for(slot, error))
         for slot in reversed(again):  # (older than whatever is in line)
-            slot.retried, slot.sent = True, False
+            slot.retried, slot.sent = slot.retried or not untouched_by(error), False
             self._queue(slot, front=True)
         if not self.closed:
             if not made:

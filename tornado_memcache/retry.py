@@ -11,20 +11,29 @@ from .protocol import Slot
 UNANSWERED = (ConnectionFailed, Timeout)
 
 
+def untouched_by(error: MemcacheError) -> bool:
+    """True if ``error`` says that the server took nothing of what was sent to it."""
+    return isinstance(error, ConnectionFailed) and error.phase == "connecting"
+
+
 def sort_out(
     error: MemcacheError, owed: list[Slot], unsent: list[Slot], closed: bool
 ) -> tuple[list[Slot], list[Slot]]:
     """Returns what of a lost connection is tried again, and what has failed.
 
     Once, within the same deadline: what was not sent, and what only
-    reads and had no byte of its reply.
+    reads and had no byte of its reply. What the server took nothing of
+    does not count as tried.
     """
-    untouched = isinstance(error, ConnectionFailed) and error.phase == "connecting"
     again, failed = [], []
     for slot in owed + unsent:
-        if closed or slot.retried or slot.abandoned():
+        if closed or slot.abandoned():
             failed.append(slot)
-        elif not slot.sent or untouched:
+        elif untouched_by(error):
+            again.append(slot)
+        elif slot.retried:
+            failed.append(slot)
+        elif not slot.sent:
             again.append(slot)
         elif isinstance(error, ConnectionFailed) and slot.idempotent and not slot.begun():
             again.append(slot)
