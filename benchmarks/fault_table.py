@@ -81,14 +81,16 @@ def _counts(found: dict[str, Any]) -> str:
     for client, what in clients.items():
         if client == "ours":
             continue
-        equal = [
-            str(number)
+        ranks = {
+            number: (_rank(_one(found, fault, client)), _rank(_one(found, fault, "ours")))
             for number, fault in enumerate(found["faults"], 1)
-            if _rank(_one(found, fault, client)) >= _rank(_one(found, fault, "ours"))
-            and _one(found, fault, client)["word"] != "-"
-        ]
-        parts.append(f"{what['title']} in {_listed(equal)}")
-    return f"As good as this client, or better: {'; '.join(parts)}."
+            if _one(found, fault, client)["word"] != "-"
+        }
+        equal = [str(number) for number, (peer, ours) in ranks.items() if peer == ours == 2]
+        better = [str(number) for number, (peer, ours) in ranks.items() if peer > ours]
+        more = f" (better in {_listed(better)})" if better else ""
+        parts.append(f"{what['title']} in {_listed(equal)}{more}")
+    return f"As good as this client: {'; '.join(parts)}."
 
 
 def _rank(one: dict[str, Any]) -> int:

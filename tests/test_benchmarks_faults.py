@@ -62,10 +62,13 @@ def test_a_run_is_kept_as_json_and_rst(tmp_path):
 
 
 def test_a_client_that_spins_or_hangs_or_crashes_is_a_result():
-    assert supervised(python("while True: pass"), 0.8)["word"] == "spins"
-    assert supervised(python("import time; time.sleep(60)"), 0.8)["word"] == "hangs"
-    crashed = supervised(python("raise SystemExit('broken')"), 30)
-    assert crashed["word"] == "crashed" and "broken" in crashed["detail"]
+    with ThreadPoolExecutor(3) as pool:
+        spins = pool.submit(supervised, python("while True: pass"), 2.0)
+        hangs = pool.submit(supervised, python("import time; time.sleep(60)"), 2.0)
+        crashes = pool.submit(supervised, python("raise SystemExit('broken')"), 30)
+    words = [one.result()["word"] for one in (spins, hangs, crashes)]
+    assert words == ["spins", "hangs", "crashed"]
+    assert "broken" in crashes.result()["detail"]
 
 
 # -- verdicts
@@ -132,8 +135,13 @@ def test_the_table_marks_what_is_bad_and_says_who_is_as_good():
     assert re.search(r"1\. it breaks +right +right +\*\*stale\*\* +\*miss\*\n", table)
     assert re.search(r"good, slanted, bold +1, 0, 0 +1, 0, 0 +0, 0, 1 +0, 1, 0\n", table)
     rst = as_rst(found)
-    assert "or better: A in row 1; B in no row; C in no row." in rst
+    assert "As good as this client: A in row 1; B in no row; C in no row." in rst
     assert "1, B: ``d'``" in rst
+
+
+def test_the_table_says_who_is_better():
+    found = findings(ours=("stale", False), a=("right", True), b=("stale", False))
+    assert "A in no row (better in row 1); B in no row." in as_rst(found)
 
 
 def test_every_line_of_the_table_has_its_columns_under_the_rule():
