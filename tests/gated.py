@@ -1,0 +1,155 @@
+"""A memcached in the test's own loop that stops at one place and goes on when it is let go.
+
+Answers out of the package's `Store`, which it lends to the test, so that
+nothing has to be asked of it. It knows where a reply has a header, a value
+and an end; it must not know a client. Everything it does takes a turn of the
+loop or two, and never a thread or a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import socket
+import time
+from typing import Any
+
+from tornado_memcache.protocol import Request
+from tornado_memcache.server import StoreHandler
+from tornado_memcache.store import Store
+from tornado_memcache.text_server import RequestReader, Settled, encode_reply
+
+#: Where it can stop: it does not read; it has sent nothing of the reply, a part of its
+#: first line, half of its value (of the whole, where there is none), all but its end.
+PLACES = ("reading", "reply", "header", "value", "end")
+
+
+class Gated:
+    """The server; an async context manager.
+
+    With ``narrow`` its sockets take in little, so that a client that
+    writes 400 kB to one that does not read has to wait. ``asked`` are the
+    requests that came, ``held`` is True while it stands where `hold` told
+    it to.
+    """
+
+    def __init__(self, *, narrow: bool = False) -> None:
+        self.store = Store(time.time)
+        self.asked: list[Request] = []
+        self.connections: set[_Connection] = set()
+        self.address = ""
+        self.port = 0
+        self._handler = StoreHandler(self.store)
+        self._narrow = narrow
+        self._place = ""
+        self._key = b""
+        self._held: _Connection | None = None
+
+    async def __aenter__(self) -> Gated:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+        if self._narrow:
+            # By it Linux bounds what a sender's socket takes in, to about 140 kB.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        self.port = listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        loop = asyncio.get_running_loop()
+        serving = loop.create_server(lambda: _Connection(self), sock=listener)
+        # In nobody's context: it serves many callers.
+        self._server = await contextvars.Context().run(asyncio.ensure_future, serving)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for connection in self.connections:
+            connection.transport.abort()
+        while self.connections:
+            await asyncio.sleep(0)
+        await self._server.wait_closed()
+
+    def hold(self, place: str, key: bytes = b"") -> None:
+        """Has it stop at ``place``, of the reply to the next request for ``key...`` or for none."""
+        assert place in PLACES and self._held is None
+        self._place, self._key = place, key
+        if place == "reading":
+            for connection in self.connections:
+                connection.transport.pause_reading()
+
+    @property
+    def reads(self) -> bool:
+        return self._place != "reading"
+
+    @property
+    def held(self) -> bool:
+        return self._held is not None or not self.reads
+
+    def release(self) -> None:
+        """Lets it go on, for good. May be called twice."""
+        if self._place == "reading":
+            for connection in self.connections:
+                connection.transport.resume_reading()
+        self._place = ""
+        connection, self._held = self._held, None
+        if connection is not None:
+            connection.send_kept()
+
+    def answer(self, connection: _Connection, one: Request | Settled) -> None:
+        if isinstance(one, Settled):
+            connection.send(one.line + b"\r\n")
+            return
+        self.asked.append(one)
+        reply = b"".join(encode_reply(one, self._handler(one)))
+        if self._place in ("", "reading") or not self._is_it(one):
+            connection.send(reply)
+            return
+        cut = _cut(reply, self._place, self._key)
+        self._place, self._held = "", connection
+        connection.send(reply[:cut])
+        connection.keep(reply[cut:])
+
+    def _is_it(self, request: Request) -> bool:
+        return not request.keys or any(key.startswith(self._key) for key in request.keys)
+
+
+def _cut(reply: bytes, place: str, key: bytes) -> int:
+    """Returns how much of ``reply`` is sent before it stops at ``place``."""
+    start = max(0, reply.find(b"VALUE " + key))
+    line = reply.index(b"\r\n", start) + 2
+    if place == "value":
+        end = reply.find(b"\r\n", line)
+        return (line + end) // 2 if end > line else len(reply) // 2
+    return {"reply": 0, "header": (start + line) // 2, "end": max(1, len(reply) - 3)}[place]
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, server: Gated) -> None:
+        self._server = server
+        self._reader = RequestReader(server.store.too_large)
+        self._kept: bytes | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        peer = transport.get_extra_info("socket")
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._server.connections.add(self)
+        if not self._server.reads:
+            transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        for one in self._reader.receive_data(data):
+            self._server.answer(self, one)
+
+    def send(self, data: bytes) -> None:
+        if self._kept is None:
+            self.transport.write(data)
+        else:
+            self._kept += data
+
+    def keep(self, data: bytes) -> None:
+        self._kept = data
+
+    def send_kept(self) -> None:
+        kept, self._kept = self._kept, None
+        self.transport.write(kept)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
