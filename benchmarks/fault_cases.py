@@ -210,7 +210,7 @@ async def _overtaken(bench: Bench, delay: float, rounds: int) -> Verdict:
         await bench.by_deadline(client, client.get, "warm", timeout=0.3)
     detail = f"{acknowledged} of {rounds} newer sets acknowledged"
     if stale:
-        return Verdict("stale", False, f"{stale} of {acknowledged}", detail)
+        return Verdict("stale", False, f"{stale} of {acknowledged}")
     if acknowledged < rounds:
         return Verdict("refused", None, f"{rounds - acknowledged} of {rounds}", detail)
     return Verdict("right", True, detail=detail)

@@ -303,7 +303,7 @@ async def bomb(bench: Bench) -> Verdict:
     taken = peak_memory() - before
     figure = f"{taken / MEGABYTE:.0f} MB"
     if taken > LITTLE:
-        return Verdict("takes", False, figure, outcome.kind)
+        return Verdict("takes", False, figure)
     return Verdict(outcome.kind, True, figure, outcome.why)
 
 

@@ -46,7 +46,8 @@ def _table(found: dict[str, Any]) -> list[str]:
     rows = [["", *(client["title"] for client in clients.values())]]
     for number, (fault, row) in enumerate(found["faults"].items(), 1):
         cells = [_cell(_one(found, fault, client)) for client in clients]
-        rows.append([f"{number}. {row['title']}", *cells])
+        # (With a dot it would be a list of RST in each cell.)
+        rows.append([f"{number} {row['title']}", *cells])
     rows.append(["good, slanted, bold", *(_tally(found, client) for client in clients)])
     # An empty first cell would continue the row before it.
     rows[0][0] = "fault"

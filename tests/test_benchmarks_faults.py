@@ -132,7 +132,7 @@ def findings(**words: tuple[str, bool | None]) -> dict[str, Any]:
 def test_the_table_marks_what_is_bad_and_says_who_is_as_good():
     found = findings(ours=("right", True), a=("right", True), b=("stale", False), c=("miss", None))
     table = as_text(found)
-    assert re.search(r"1\. it breaks +right +right +\*\*stale\*\* +\*miss\*\n", table)
+    assert re.search(r"1 it breaks +right +right +\*\*stale\*\* +\*miss\*\n", table)
     assert re.search(r"good, slanted, bold +1, 0, 0 +1, 0, 0 +0, 0, 1 +0, 1, 0\n", table)
     rst = as_rst(found)
     assert "As good as this client: A in row 1; B in no row; C in no row." in rst
