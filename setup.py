@@ -55,6 +55,8 @@ setup(
             "pylibmc==1.6.3",
             "pymemcache==4.0.0",
         ],
+        # python -m tests.fuzz_parser. It is not built for every Python and system.
+        "fuzz": ["atheris>=2.3,<4"],
         # The peers that the benchmarks compare with.
         "benchmarks": [
             "aiomcache==0.8.2",
