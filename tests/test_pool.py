@@ -8,9 +8,11 @@ import socket
 import time
 
 import pytest
+from tornado.netutil import Resolver
 
 from tornado_memcache import (
     Client,
+    ClientClosed,
     ClientError,
     ConnectionFailed,
     ProtocolError,
@@ -395,6 +397,70 @@ async def test_the_wait_counts_against_the_deadline(silent, expect_log):
             await client.get("b", timeout=0.05)
         assert caught.value.phase == "waiting"
         assert 0.04 < time.monotonic() - begun < 0.3
+
+
+class Once(Resolver):
+    """Finds a name once, and never again."""
+
+    def initialize(self):
+        self.asked = 0
+
+    async def resolve(self, host, port, family=socket.AF_UNSPEC):
+        self.asked += 1
+        if self.asked > 1:
+            await asyncio.get_running_loop().create_future()
+        return [(socket.AF_INET, ("127.0.0.1", port))]
+
+
+def client_of_one_connection(server):
+    """A client that connects to ``server`` once; the next time it is held up by the look-up."""
+    name = f"memcached.test:{server.address.split(':')[1]}"
+    return Client([name], resolver=Once(), request_timeout=0.2, max_connections=1)
+
+
+#: Two gets that share a line, of which the server says nothing, and closes.
+SHARED = [GET, Send(HIT), GET, Expect(b"get a b\r\n"), Sleep(0.1), Close()]
+
+
+@pytest.mark.gen_test
+async def test_what_waits_on_in_line_is_not_lost_while_others_are_told(expect_log):
+    """A callback that is told of its timeout calls again, before the line is in order again."""
+    expect_log(LOG, "fails: get")
+    told = []
+    async with Scripted(SHARED) as server:
+        async with client_of_one_connection(server) as client:
+
+            def call_again(error):
+                client.get("c", fail_callback=told.append)
+                told.append(counts(client)["waiting"])
+
+            await client.get("k")
+            first = client.get("k")
+            patient = client.get("a", timeout=30)
+            client.get("b", fail_callback=call_again)
+            with pytest.raises(Timeout):
+                await first
+            with pytest.raises(Timeout, match="resolving"):
+                await patient  # (with the connection, long before its own deadline)
+            await until(lambda: len(told) == 2)
+            assert told[0] == 2, "the patient one, and the one that came anew"
+            assert (counts(client)["waiting"], counts(client)["pending"]) == (0, 0)
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_is_closed_by_a_callback_of_the_line_fails_the_rest(expect_log):
+    expect_log(LOG, "fails: get")
+    async with Scripted(SHARED) as server:
+        client = client_of_one_connection(server)
+        await client.get("k")
+        first = client.get("k")
+        patient = client.get("a", timeout=30)
+        client.get("b", fail_callback=lambda error: client.close())
+        with pytest.raises(Timeout):
+            await first
+        with pytest.raises(ClientClosed):
+            await asyncio.wait_for(patient, 5)
+        assert (counts(client)["waiting"], counts(client)["pending"]) == (0, 0)
 
 
 # -- death

@@ -375,9 +375,12 @@ class Pool:
         while line.next_deadline <= now:
             slot = line.pop_due()
             error, awaited = self.failure_of(slot), not slot.abandoned()
-            until = slot.expire(error, now)
+            until = slot.awaited_until(now)
             if until:
+                # Before the others are told: their callbacks may call, cancel or close.
                 line.extend(slot, until)
+            slot.expire(error, now)
+            if until:
                 continue
             self.pending -= slot.weight
             if awaited:

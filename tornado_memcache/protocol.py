@@ -236,14 +236,16 @@ class Slot(ABC):
         if waiter is not None:
             fail(waiter, error)
 
+    def awaited_until(self, now: float) -> float:
+        """Returns the moment until which whoever has a later deadline of its own waits, or 0."""
+        return 0.0 if self.waiter is None else outlives(self.waiter, now)
+
     def expire(self, error: MemcacheError, now: float) -> float:
         """Ends whoever has no later deadline of its own with ``error``.
 
         Returns the moment until which the rest waits, 0 if there is none.
         """
-        if self.waiter is None:
-            return 0.0
-        until = outlives(self.waiter, now)
+        until = self.awaited_until(now)
         if not until:
             self.fail(error)
         return until

@@ -362,6 +362,13 @@ class GatheredSlot(RetrievalSlot):
             for one in waiter if type(waiter) is list else (waiter,):
                 fail(one, self._of_one(error, key))
 
+    def awaited_until(self, now: float) -> float:
+        longest = 0.0
+        for waiter in self.waiting.values():
+            for one in waiter if type(waiter) is list else (waiter,):
+                longest = max(longest, outlives(one, now))
+        return longest
+
     def expire(self, error: MemcacheError, now: float) -> float:
         longest = 0.0
         for key, waiter in list(self.waiting.items()):
