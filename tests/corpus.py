@@ -189,11 +189,26 @@ def _with_blocks(asked: Asked, *lengths: int) -> Case:
     return Case((asked,), items + b"END\r\n")
 
 
+def _of_length(size: int) -> tuple[Case, ...]:
+    """Returns replies with a line of ``size`` bytes, without its CRLF."""
+    return tuple(
+        Case((asked,), start + b"x" * (size - len(start)) + b"\r\n" + end)
+        for asked, start, end in (
+            (GET, b"SERVER_ERROR ", b""),
+            (Asked(b"delete", (A,)), b"CLIENT_ERROR ", b""),
+            (Asked(b"version"), b"VERSION ", b""),
+            (Asked(b"stats"), b"STAT n ", b"END\r\n"),
+        )
+    )
+
+
 GET, GETS = Asked(b"get", (A,)), Asked(b"gets", (A,))
 GET_TWO = Asked(b"get", (A, B))
+#: Keys of which each begins like the one behind it.
+ALIKE = (Asked(b"get", (A, b"aa", b"aaa")), Asked(b"gets", (A, b"aa", b"aaa")))
 
 GOOD: tuple[Case, ...] = (
-    *(Case((asked,), reply) for asked in KINDS for reply in good_replies(asked)),
+    *(Case((asked,), reply) for asked in (*KINDS, *ALIKE) for reply in good_replies(asked)),
     Case((GET,), value(A, b"v", b"4294967295") + b"END\r\n"),
     Case((GET,), b"VALUE a 00000000000000000007 0001\r\nv\r\nEND\r\n"),
 )
@@ -277,21 +292,14 @@ MALFORMED: tuple[Case, ...] = (
         for asked, start in ((GET, b"VALUE a "), (GET, b""), (Asked(b"delete", (A,)), b""))
         for by in (0, 1)
     ),
+    *_of_length(2047),
+    *_of_length(3000),
     # Bytes that nobody asked for.
     *(Case((), line) for line in (b"x", b"\r\n", b"END\r\n", *ERRORS)),
     *(Case((GET,), b"END\r\n" + line) for line in (b"x", b"\r\n", b"END\r\n", *ERRORS)),
 )
 #: Lines of the greatest length are still read.
-LONG_LINES: tuple[Case, ...] = (
-    *(
-        Case((asked,), start + b"x" * (2046 - len(start)) + b"\r\n" + end)
-        for asked, start, end in (
-            (GET, b"SERVER_ERROR ", b""),
-            (Asked(b"version"), b"VERSION ", b""),
-            (Asked(b"stats"), b"STAT n ", b"END\r\n"),
-        )
-    ),
-)
+LONG_LINES: tuple[Case, ...] = _of_length(2046)
 
 
 def _pipeline(*kinds: Asked, nth: int = 1) -> Case:
