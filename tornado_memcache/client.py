@@ -343,8 +343,7 @@ class Client(Commands):
         """
         self._check_request(request)
         pool = self._pool_of(request, route)
-        token = request.cas_unique
-        if isinstance(token, CasUnique) and not token.fresh(pool):
+        if _is_outdated(request, pool):
             return self._settle(Reply(b"EXISTS"), how)
         return self._submit(pool, request, _reply, how)
 
@@ -365,7 +364,11 @@ class Client(Commands):
         parts = []
         for index, (request, route) in enumerate(asked):
             self._check_request(request)
-            parts.append((self._pool_of(request, route), request, partial(take, index)))
+            pool = self._pool_of(request, route)
+            if _is_outdated(request, pool):
+                take(index, Reply(b"EXISTS"), True)
+            else:
+                parts.append((pool, request, partial(take, index)))
         return self._submit_many(parts, replies, how, whole=False)
 
     def _check_request(self, request: Request) -> None:
@@ -399,6 +402,12 @@ def _route(route: Any) -> bytes | int:
     if isinstance(route, (str, bytes)):
         return key_bytes(route)
     raise TypeError(f"route must be an int, str or bytes, not {type(route).__name__}")
+
+
+def _is_outdated(request: Request, pool: Pool) -> bool:
+    """True for a cas whose unique is from before a connection was lost: it may fit any item."""
+    unique = request.cas_unique
+    return isinstance(unique, CasUnique) and not unique.fresh(pool)
 
 
 def _checked_prefix(prefix: Any) -> bytes:

@@ -36,6 +36,7 @@ class Owner(Protocol):
     """What a connection tells its pool."""
 
     pending: int
+    generation: int
 
     def opened(self, connection: "Connection") -> None: ...
     def heard(self) -> None: ...
@@ -325,13 +326,17 @@ class Connection:
         if streaming is not self._streaming:
             self._streaming = streaming
             self._pool.reconsider()
-        if protocol.failure is not None:
+        failure = protocol.failure
+        if failure is not None:
             # Before the callers' code runs: nothing more may leave on it.
-            self.close(protocol.failure)
+            self.close(failure)
         elif not live:
             self._rest()
         for slot in finished:
             slot.deliver()
+        if failure is not None and finished:
+            # The cas uniques that were just delivered are from before the loss.
+            self._pool.generation += 1
 
     def _rest(self) -> None:
         """The last live slot has left: the lane is empty, a late connection may have caught up."""
