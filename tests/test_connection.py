@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tornado_memcache import Client, ConnectionFailed, ServerError, Timeout
+from tornado_memcache import Client, ConnectionFailed, ServerDead, ServerError, Timeout
 
 from .scripted import Close, Expect, Scripted, Send, Sleep
 
@@ -149,6 +149,20 @@ async def test_the_large_buffer_is_given_back(memcached):
             await client.get("small")
         used = only(client)._protocol if len(buffers) == 1 else buffers[0]
         assert len(used._buffer) == 0
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_speaks_before_it_is_asked_is_not_connected_to_again_and_again(
+    expect_log,
+):
+    expect_log(LOG, "dead: the server sent bytes before it was asked", times=1)
+    async with Scripted([Send(b"220 mail ESMTP\r\n")]) as server:
+        async with Client([server.address], min_connections=1) as client:
+            client.warm_up()
+            await asyncio.sleep(0.1)
+            assert server.connections == 1
+            with pytest.raises(ServerDead):
+                await client.get("k")
 
 
 @pytest.mark.gen_test

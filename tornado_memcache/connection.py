@@ -19,7 +19,7 @@ from .deadlines import NEVER, NOBODY, Deadlines
 from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
 from .lanes import BoundKeys, SlotLane
 from .outbox import Outbox
-from .protocol import LARGE_WORK, ConnectionRefused, OwedReplies, Reply, Request, Slot
+from .protocol import LARGE_WORK, ConnectionRefused, OwedReplies, Reply, Request, Slot, as_refused
 from .settings import Settings
 from .slots import GatheredSlot, slot_for
 from .stream import SegmentStream
@@ -79,7 +79,8 @@ class Connection:
         self.closed = False
         #: True once the connection is to close as soon as it is idle.
         self.retiring = False
-        #: True once any byte has come.
+        #: True once any byte has left, and once any has come.
+        self.asked = False
         self.heard = False
         #: Keys with an unanswered write; counted only once other connections are used.
         self.bound: BoundKeys | None = None
@@ -269,6 +270,7 @@ class Connection:
             self._close_batch()
         while outbox.unsent and stream is not None and not stream.writing() and not self.closed:
             pieces, size, withdrawn = outbox.take(self._protocol.owed)
+            self.asked = self.asked or bool(pieces)
             for slot in withdrawn:
                 self._let_go(slot)
             rest = stream.send_pieces(pieces, size) if pieces else None
@@ -299,6 +301,8 @@ class Connection:
     def received(self, data: bytes) -> None:
         """Takes a segment: finishes the slots that it answers, then delivers."""
         finished = self._protocol.receive_data(data)
+        if not self.asked:
+            self._protocol.failure = as_refused(self._protocol.failure)
         if not isinstance(self._protocol.failure, ConnectionRefused):
             # (to be told that there is no room is no sign of life: the pauses go on)
             self.heard = True

@@ -110,7 +110,14 @@ def outlives(waiter: Waiter, now: float) -> float:
 
 
 class ConnectionRefused(ProtocolError):
-    """The server answered, before any request, that it takes no more connections."""
+    """The server spoke before it was asked, as one at its limit of connections does."""
+
+
+def as_refused(failure: ProtocolError | None) -> ConnectionRefused:
+    """Returns what came before anything was asked as the refusal of the connection."""
+    if isinstance(failure, ConnectionRefused):
+        return failure
+    return ConnectionRefused("the server sent bytes before it was asked for anything")
 
 
 def as_outcome(error: Exception, asked: str) -> MemcacheError:
