@@ -9,7 +9,9 @@ import time
 import pytest
 
 from tornado_memcache import Client, ConnectionFailed, ServerDead, ServerError, Timeout
+from tornado_memcache.connection import LONG_REST
 
+from .faultproxy import FaultProxy
 from .scripted import Close, Expect, Scripted, Send, Sleep
 
 LOG = "tornado_memcache"
@@ -149,6 +151,23 @@ async def test_the_large_buffer_is_given_back(memcached):
             await client.get("small")
         used = only(client)._protocol if len(buffers) == 1 else buffers[0]
         assert len(used._buffer) == 0
+
+
+@pytest.mark.parametrize("what", ["its end", "bytes that nobody asked for"])
+@pytest.mark.gen_test
+async def test_a_connection_that_has_rested_is_looked_at_before_it_is_used(memcached, what):
+    """The loop was busy elsewhere: what has come lies in the socket, unread."""
+    with FaultProxy(memcached.address) as proxy:
+        async with Client([proxy.address]) as client:
+            for number in range(3):
+                assert await client.set("k", number) is True
+                if what == "its end":
+                    proxy.cut()
+                else:
+                    proxy.say(b"NOT_STORED\r\n")
+                time.sleep(2 * LONG_REST)
+            assert await client.set("k", 3) is True
+            assert proxy.accepted == 4
 
 
 @pytest.mark.gen_test

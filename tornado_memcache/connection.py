@@ -29,6 +29,10 @@ from .text import KEYS_A_LINE
 #: the server works while the rest of the tick is still gathering.
 FIRST_KEYS = 16
 
+#: A connection that was idle for so many seconds is looked at before it is used: a
+#: loop that was busy elsewhere has not yet seen its end, or bytes that nobody asked for.
+LONG_REST = 0.005
+
 _WRITTEN = Reply(b"")
 
 
@@ -91,6 +95,7 @@ class Connection:
         self._large = 0
         self._streaming = False
         self._scheduled = False
+        self._rested_at = 0.0
         self._close_at = NEVER
         self._awaited_until = 0.0
 
@@ -268,6 +273,9 @@ class Connection:
         stream, outbox = self._stream, self._outbox
         if outbox.batch is not None:
             self._close_batch()
+        if stream is not None and not (self._protocol.owed or stream.writing()):
+            if deadlines.clock() - self._rested_at > LONG_REST:
+                stream.read_segment()
         while outbox.unsent and stream is not None and not stream.writing() and not self.closed:
             pieces, size, withdrawn = outbox.take(self._protocol.owed)
             self.asked = self.asked or bool(pieces)
@@ -345,6 +353,7 @@ class Connection:
     def _rest(self) -> None:
         """The last live slot has left: the lane is empty, a late connection may have caught up."""
         self._protocol.tidy()
+        self._rested_at = deadlines.clock()
         if self.late:
             if not self.idle:
                 return
