@@ -234,6 +234,18 @@ def test_what_an_expiring_call_begins_is_watched(hand: Hand, register: Deadlines
     assert [call.expired for call in begun] == [1] * 6 and not register.armed
 
 
+def test_calls_end_before_a_connection_that_is_due_in_the_same_moment(
+    hand: Hand, register: Deadlines
+) -> None:
+    lanes = [Lane(1001.0) for _ in range(20)]
+    ended: list[int] = []
+    for number, lane in enumerate(lanes):
+        register.watch(lane, 1001.0)
+        Call(register, number, 1001.0, lambda: ended.append(sum("expire" in x.done for x in lanes)))
+    hand.turn(1.0)
+    assert ended == [0] * 20 and all(lane.done == ["catch up", "expire"] for lane in lanes)
+
+
 def test_closing_in_the_middle_of_expiry(hand: Hand, register: Deadlines) -> None:
     first = Call(register, 1.0, 1001.0, then=register.close)
     second = Call(register, 2.0, 1009.0)

@@ -85,3 +85,16 @@ def test_a_line_that_is_too_long_is_halved():
     assert [half.encode() for half in halves] == [[b"get 0 1\r\n"], [b"get 2 3 4\r\n"]]
     assert [half.weight for half in halves] == [2, 4]
     assert all(half.retried for half in halves)
+
+
+def test_a_line_is_awaited_while_any_of_its_waiters_is():
+    one = gathered(b"a", b"b")
+    shared = Waiting()
+    one.share(b"b", shared)
+    assert one.awaited() and one.halves()[1].awaited()
+    one.waiting[b"a"].set_result(None)
+    one.waiting[b"b"][0].set_result(None)
+    assert one.awaited()
+    shared.set_result(None)
+    assert not one.awaited() and not one.abandoned()
+    assert not gathered().awaited()

@@ -171,7 +171,10 @@ class Deadlines:
             if any(lane.next_deadline() <= now for lane in self._busy):
                 for lane in list(self._busy):
                     lane.catch_up()
-                for lane in [lane for lane in self._busy if lane.next_deadline() <= now]:
+                due = [lane for lane in self._busy if lane.next_deadline() <= now]
+                # Calls first: a connection may be closed in the moment of the last deadline on
+                # it, and what timed out then is not to be asked again.
+                for lane in sorted(due, key=lambda lane: not isinstance(lane, CallLane)):
                     lane.expire(now)
             for key in [key for key, lane in self._lanes.items() if not lane.moments]:
                 self.rest(self._lanes.pop(key))

@@ -213,6 +213,10 @@ class Slot(ABC):
         """True if nobody waits any more."""
         return self.waiter is None or self.waiter.done()
 
+    def awaited(self) -> bool:
+        """True if anybody still waits: `abandoned`, asked of each waiter."""
+        return not self.abandoned()
+
     def deliver(self) -> None:
         """Hands the reply to the waiter. Called once, outside of the parser."""
         waiter, reply = self.waiter, self.reply

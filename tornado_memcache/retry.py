@@ -27,7 +27,7 @@ def sort_out(
     """
     again, failed = [], []
     for slot in owed + unsent:
-        if closed or slot.abandoned():
+        if closed or not slot.awaited():
             failed.append(slot)
         elif untouched_by(error):
             again.append(slot)

@@ -310,6 +310,14 @@ class GatheredSlot(RetrievalSlot):
         # Asking each of a hundred waiters would cost more than the keys do.
         return not self.waiting
 
+    def awaited(self) -> bool:
+        waiting = self.waiting.values()
+        return any(
+            not one.done()
+            for waiter in waiting
+            for one in (waiter if type(waiter) is list else (waiter,))
+        )
+
     def halves(self) -> list["GatheredSlot"]:
         """Returns two slots that share out what waits here, for a line that is too long."""
         pairs = list(self.waiting.items())
