@@ -154,7 +154,8 @@ class FaultProxy:
 
     async def _say(self, data: bytes) -> None:
         for pair in list(self._pairs):
-            await self._loop.sock_sendall(pair.client, data)
+            with contextlib.suppress(OSError):  # (one that has gone is not told)
+                await self._loop.sock_sendall(pair.client, data)
 
     async def _accept_in_a_task(self) -> asyncio.Task[None]:
         return asyncio.ensure_future(self._accept())

@@ -1,7 +1,9 @@
 """A server that does what a test tells it, step by step, on each connection.
 
 A script is a list of steps: ``Expect(bytes)`` reads that much and compares,
-``Send(bytes)`` writes, ``Sleep(seconds)``, ``Close()``, ``Reset()``. The
+``Send(bytes)`` writes, ``Repeat(bytes, times)`` writes them many times,
+``Sleep(seconds)``, ``Until(condition)`` waits for what the test tells,
+``Close()``, ``Reset()``, ``HalfClose()`` ends its own direction alone. The
 n-th connection follows the n-th script, the last script serves the rest.
 At its end a script keeps its connection open and silent.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -23,8 +25,17 @@ class Send(NamedTuple):
     data: bytes
 
 
+class Repeat(NamedTuple):
+    data: bytes
+    times: int
+
+
 class Sleep(NamedTuple):
     seconds: float
+
+
+class Until(NamedTuple):
+    condition: Callable[[], Any]
 
 
 class Close(NamedTuple):
@@ -32,6 +43,10 @@ class Close(NamedTuple):
 
 
 class Reset(NamedTuple):
+    pass
+
+
+class HalfClose(NamedTuple):
     pass
 
 
@@ -76,14 +91,23 @@ class Scripted:
     async def _follow(self, sock: socket.socket, number: int, script: Sequence[Any]) -> None:
         loop = asyncio.get_running_loop()
         sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             for step in script:
                 if isinstance(step, Expect):
                     await self._expect(sock, number, step.data)
                 elif isinstance(step, Send):
                     await loop.sock_sendall(sock, step.data)
+                elif isinstance(step, Repeat):
+                    for _ in range(step.times):
+                        await loop.sock_sendall(sock, step.data)
                 elif isinstance(step, Sleep):
                     await asyncio.sleep(step.seconds)
+                elif isinstance(step, Until):
+                    while not step.condition():
+                        await asyncio.sleep(0)
+                elif isinstance(step, HalfClose):
+                    sock.shutdown(socket.SHUT_WR)
                 else:
                     if isinstance(step, Reset):
                         linger = struct.pack("ii", 1, 0)
@@ -97,13 +121,15 @@ class Scripted:
             sock.close()
 
     async def _expect(self, sock: socket.socket, number: int, data: bytes) -> None:
-        got = b""
+        got = bytearray()
         while len(got) < len(data):
             piece = await asyncio.get_running_loop().sock_recv(sock, len(data) - len(got))
             if not piece:
-                self.faults.append(f"connection {number}: expected {data!r}, ended at {got!r}")
+                self.faults.append(
+                    f"connection {number}: expected {data!r}, ended at {bytes(got)!r}"
+                )
                 return
             got += piece
         self.received[number] += got
         if got != data:
-            self.faults.append(f"connection {number}: expected {data!r}, got {got!r}")
+            self.faults.append(f"connection {number}: expected {data!r}, got {bytes(got)!r}")
