@@ -37,6 +37,8 @@ class Gated:
         self.store = Store(time.time)
         self.asked: list[Request] = []
         self.connections: set[_Connection] = set()
+        #: How many connections were made, ever.
+        self.accepted = 0
         self.address = ""
         self.port = 0
         self._handler = StoreHandler(self.store)
@@ -60,8 +62,7 @@ class Gated:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for connection in self.connections:
-            connection.transport.abort()
+        self.reset()
         while self.connections:
             await asyncio.sleep(0)
         await self._server.wait_closed()
@@ -91,6 +92,11 @@ class Gated:
         connection, self._held = self._held, None
         if connection is not None:
             connection.send_kept()
+
+    def reset(self) -> None:
+        """Ends every connection at once."""
+        for connection in self.connections:
+            connection.transport.abort()
 
     def answer(self, connection: _Connection, one: Request | Settled) -> None:
         if isinstance(one, Settled):
@@ -131,6 +137,7 @@ class _Connection(asyncio.Protocol):
         peer = transport.get_extra_info("socket")
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server.connections.add(self)
+        self._server.accepted += 1
         if not self._server.reads:
             transport.pause_reading()
 
