@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import socket
 import time
+from ssl import SSLContext
 from typing import Any
 
 from tornado_memcache.protocol import Request
@@ -19,21 +20,22 @@ from tornado_memcache.server import StoreHandler
 from tornado_memcache.store import Store
 from tornado_memcache.text_server import RequestReader, Settled, encode_reply
 
-#: Where it can stop: it does not read; it has sent nothing of the reply, a part of its
-#: first line, half of its value (of the whole, where there is none), all but its end.
-PLACES = ("reading", "reply", "header", "value", "end")
+#: Where it can stop: before the TLS handshake; it does not read; it has sent nothing of the
+#: reply, half of its first line, of its value (of the whole, where there is none), all but its
+#: end.
+PLACES = ("handshake", "reading", "reply", "header", "value", "end")
 
 
 class Gated:
     """The server; an async context manager.
 
     With ``narrow`` its sockets take in little, so that a client that
-    writes 400 kB to one that does not read has to wait. ``asked`` are the
-    requests that came, ``held`` is True while it stands where `hold` told
-    it to.
+    writes 400 kB to one that does not read has to wait. With a context
+    ``ssl`` it speaks TLS. ``asked`` are the requests that came, ``held``
+    is True while it stands where `hold` told it to.
     """
 
-    def __init__(self, *, narrow: bool = False) -> None:
+    def __init__(self, *, narrow: bool = False, ssl: SSLContext | None = None) -> None:
         self.store = Store(time.time)
         self.asked: list[Request] = []
         self.connections: set[_Connection] = set()
@@ -43,6 +45,8 @@ class Gated:
         self.port = 0
         self._handler = StoreHandler(self.store)
         self._narrow = narrow
+        self._ssl = ssl
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._place = ""
         self._key = b""
         self._held: _Connection | None = None
@@ -63,7 +67,7 @@ class Gated:
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
         self.reset()
-        while self.connections:
+        while self.connections or self._handshakes:
             await asyncio.sleep(0)
         await self._server.wait_closed()
 
@@ -98,13 +102,36 @@ class Gated:
         for connection in self.connections:
             connection.transport.abort()
 
+    def made(self, connection: _Connection) -> None:
+        self.accepted += 1
+        self.connections.add(connection)
+        if self._ssl is not None:
+            connection.transport.pause_reading()
+            shaking = asyncio.ensure_future(self._shake_hands(connection))
+            self._handshakes.add(shaking)
+            shaking.add_done_callback(self._handshakes.discard)
+        elif not self.reads:
+            connection.transport.pause_reading()
+
+    async def _shake_hands(self, connection: _Connection) -> None:
+        while self._place == "handshake":
+            await asyncio.sleep(0)
+        loop, bare = asyncio.get_running_loop(), connection.transport
+        try:
+            connection.transport = await loop.start_tls(
+                bare, connection, self._ssl, server_side=True
+            )
+        except OSError:  # (the client has gone)
+            bare.abort()
+            self.connections.discard(connection)
+
     def answer(self, connection: _Connection, one: Request | Settled) -> None:
         if isinstance(one, Settled):
             connection.send(one.line + b"\r\n")
             return
         self.asked.append(one)
         reply = b"".join(encode_reply(one, self._handler(one)))
-        if self._place in ("", "reading") or not self._is_it(one):
+        if self._place in ("", "handshake", "reading") or not self._is_it(one):
             connection.send(reply)
             return
         cut = _cut(reply, self._place, self._key)
@@ -136,10 +163,7 @@ class _Connection(asyncio.Protocol):
         self.transport = transport
         peer = transport.get_extra_info("socket")
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._server.connections.add(self)
-        self._server.accepted += 1
-        if not self._server.reads:
-            transport.pause_reading()
+        self._server.made(self)
 
     def data_received(self, data: bytes) -> None:
         for one in self._reader.receive_data(data):

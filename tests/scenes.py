@@ -10,17 +10,18 @@ It must not know what happens to it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import itertools
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tornado.netutil import Resolver
 
 from tornado_memcache import Client, Timeout, memcache, tornadoasyncmemcache
 
+from .certificates import for_server, trusting
 from .gated import Gated
 from .hand import Shifted
 from .ledger import our_timers
@@ -54,7 +55,8 @@ class Phase(NamedTuple):
     least ``steps`` steps. ``settings`` are the client's, ``host`` is the
     held server's. The server is held at ``place`` of the reply. With
     ``unsent`` no byte of the call can have left before it goes on. Where
-    values are of ``size``, ``only`` says which calls have one.
+    values are of ``size``, ``only`` says which calls have one. With
+    ``secure`` the servers speak TLS.
     """
 
     steps: int
@@ -65,6 +67,7 @@ class Phase(NamedTuple):
     size: int = 0
     only: str = ""
     unsent: bool = False
+    secure: bool = False
     settings: dict[str, Any] = {}
     before: Callable[[Any], Any] | None = None
 
@@ -111,13 +114,13 @@ async def _write_large(scene: Scene) -> None:
     await until(lambda: _writes(scene))
 
 
-#: A phase is one entry. (One of the TLS handshake rests as ``_connection_is("tls")`` says.)
 PHASES = {
     "cold": Phase(5, _never, warm=False),
     "warm": Phase(2, _never),
     "waiting": Phase(6, waits, before=_make_late, unsent=True, settings=ONE),
     "resolving": Phase(7, _connection_is("resolving"), False, "held.example", unsent=True),
     "connecting": Phase(6, _connection_is("connecting"), False, "slow.example", unsent=True),
+    "tls": Phase(8, _connection_is("tls"), False, place="handshake", secure=True, unsent=True),
     "writing": Phase(6, _writes, place="reading", size=LARGE, only="stores"),
     "behind a large write": Phase(
         6, place="reading", before=_write_large, unsent=True, settings=ONE
@@ -145,32 +148,28 @@ class Names(Resolver):
         return [real]
 
 
-@contextlib.contextmanager
-def never_connecting() -> Iterator[Any]:
-    """Gives the address of a listener that takes no more: a connect to it gets no answer."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()
-        for filler in fillers:
-            filler.close()
-
-
 # -- a scene: one client, two servers, the call that is cancelled, and others
+
+
+#: (Loading a machine's authorities takes longer than a whole scene.)
+_trusting = functools.lru_cache(None)(trusting)
+_for_server = functools.lru_cache(None)(for_server)
+
+
+def servers(phase: Phase) -> tuple[Gated, Gated]:
+    """Returns the server that is held in ``phase``, and the other one."""
+    context = _for_server("127.0.0.1") if phase.secure else None
+    return Gated(narrow=phase.place == "reading", ssl=context), Gated(ssl=context)
 
 
 class Scene:
     """What one run takes place in; afterwards it looks at everything."""
 
     def __init__(
-        self, phase: Phase, face: str, servers: list[Gated], clock: Shifted, hanging: Any
+        self, phase: Phase, face: str, held: Gated, other: Gated, clock: Shifted, hanging: Any
     ) -> None:
         self.phase, self.clock = phase, clock
-        self.held, self.other = servers
+        self.held, self.other = held, other
         self.nonce = next(_nonces)
         self.names = Names(hanging=hanging)
         self.let_go = False
@@ -181,6 +180,7 @@ class Scene:
             "request_timeout": AT_MOST,
             "connect_timeout": AT_MOST,
             "resolver": self.names,
+            "ssl": _trusting() if phase.secure else None,
             **phase.settings,
         }
         addresses = [f"{phase.host}:{self.held.port}", self.other.address]

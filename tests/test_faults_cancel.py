@@ -25,9 +25,9 @@ import pytest
 from tornado_memcache import Reply, Request, boundary, connector, deadlines
 from tornado_memcache.boundaries import Entry
 
-from .gated import Gated
 from .hand import Shifted
-from .scenes import PHASES, Scene, never_connecting, until, waits
+from .networks import full_backlog
+from .scenes import PHASES, Scene, servers, until, waits
 from .steps import cancel_at_every_step, turn
 
 #: How many calls were cancelled in each phase.
@@ -267,7 +267,7 @@ class Cancelled:
 
 @pytest.fixture(scope="module")
 def hanging() -> Iterator[Any]:
-    with never_connecting() as address:
+    with full_backlog() as address:
         yield address
 
 
@@ -311,7 +311,8 @@ async def test_a_call_cancelled_at_any_step(
     monkeypatch.setattr(connector, "LONGEST_STAGGER", 0.002)
     if phase == "waiting":
         expect_log("tornado_memcache", "fails: get 'holder'")
-    async with Gated(narrow=at.place == "reading") as held, Gated() as other:
+    held, other = servers(at)
+    async with held, other:
         together = (False, True) if face == "native" and phase in COMPANY else (False,)
         for style, company in itertools.product(STYLES[face], together):
             states: set[Any] = set()
@@ -321,7 +322,7 @@ async def test_a_call_cancelled_at_any_step(
                 style: str = style, company: bool = company, states: set[Any] = states
             ) -> AsyncIterator[Cancelled]:
                 files = len(os.listdir("/proc/self/fd"))
-                scene = Scene(at, face, [held, other], clock, hanging)
+                scene = Scene(at, face, held, other, clock, hanging)
                 untouched = scene.state()
                 await scene.arrange()
                 run = Cancelled(scene, call, style, company)
