@@ -26,7 +26,7 @@ STRAY = b"STRAY\r\n"
 class Faults:
     """What happens to the bytes of one direction, from the next segment on.
 
-    Lengths are in seconds and bytes, ``corrupt`` to ``reset`` are
+    Lengths are in seconds and bytes, ``stall`` to ``reset`` are
     probabilities for each segment.
     """
 
@@ -37,6 +37,8 @@ class Faults:
     pause: float = 0.0
     #: Nothing passes while this is set; nothing is lost. A blackhole, for as long as it lasts.
     hold: bool = False
+    #: This connection stands still from here on, while others pass, until it is taken back.
+    stall: float = 0.0
     #: One bit of the segment is flipped.
     corrupt: float = 0.0
     #: The segment comes twice.
@@ -216,6 +218,9 @@ class FaultProxy:
             data = await self._loop.sock_recv(source, 65536)
             while faults.hold:
                 await asyncio.sleep(0.002)
+            if faults.stall and self._random.random() < faults.stall:
+                while faults.stall:
+                    await asyncio.sleep(0.002)
             if not data:
                 sink.shutdown(socket.SHUT_WR)
                 return

@@ -77,6 +77,21 @@ def test_a_held_connection_loses_nothing(proxy, peer):
     assert line(peer).startswith(b"VERSION ")
 
 
+def test_one_connection_stands_still_while_another_passes(proxy, peer):
+    proxy.replies.stall = 1.0
+    peer.sendall(VERSION)
+    peer.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        peer.recv(1)
+    proxy.replies.stall = 1e-12
+    host, port = proxy.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as other:
+        assert ask(other).startswith(b"VERSION ")
+    proxy.heal()
+    peer.settimeout(5)
+    assert line(peer).startswith(b"VERSION ")
+
+
 def test_one_bit_is_flipped(proxy, peer):
     good = ask(peer)
     proxy.replies.corrupt = 1.0
