@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .ledger import Ledger
+from .ledger import LOOPS, Ledger
 from .memcacheds import Memcached, find_binary
 from .silent import Silent
 
@@ -40,9 +40,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--loop") == "uvloop":
-        import uvloop
+        from .uvloops import OpenLoop, Policy
 
-        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        asyncio.set_event_loop_policy(Policy())
+        LOOPS.append(OpenLoop)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -4,6 +4,11 @@ Knows how to look: at open files, at the event loops, at log records and at
 the clients that were made. It may look at private parts of asyncio, Tornado
 and the package, since nothing public tells; it must not know pytest.
 `tests/test_house.py` shows that each kind of leak is found.
+
+Of a loop that is no asyncio.BaseEventLoop it sees what `tests/uvloops.py`
+shows, under the same names: every timer, whatever Tornado or anybody else
+watches, every task and every exception handler's call. What uvloop's own
+transports watch it cannot see, only their open files.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ from tornado.platform.asyncio import BaseAsyncIOLoop
 #: The kinds of findings. A test may `Ledger.excuse` those it provokes.
 KINDS = ("fd", "task", "timer", "handler", "log", "lost", "client", "pool")
 
+#: The classes of the loops that tests run on.
+LOOPS: list[Any] = [asyncio.BaseEventLoop]
 #: Seconds that peers within this process get to see that a connection has gone.
 GRACE = 0.25
 _LOST = re.compile("never retrieved|was destroyed")
@@ -101,6 +108,8 @@ class Ledger(logging.Handler):
         """Notes the base. ``loop`` is the test's own loop if it has one already."""
         self._loops = weakref.WeakSet([loop] if loop is not None else [])
         self._foreign = set(_open_loops()) - set(self._loops)
+        for one in self._loops:
+            getattr(one, "open_own_files", lambda: None)()
         self._fds = open_fds()
         self._handlers = {id(loop): watched_fds(loop) for loop in self._loops}
         logging.getLogger().addHandler(self)
@@ -199,23 +208,27 @@ class Ledger(logging.Handler):
 
         inspect_first(runners, "_cancel_all_tasks", lambda loop: loop)
         inspect_first(BaseAsyncIOLoop, "close", lambda io_loop: io_loop.asyncio_loop)
-        inspect_first(asyncio.BaseEventLoop, "close", lambda loop: loop)
+        for kind in LOOPS:
+            inspect_first(kind, "close", lambda loop: loop)
+            self._listen(kind)
 
-        real = asyncio.BaseEventLoop.call_exception_handler
+    def _listen(self, kind: Any) -> None:
+        """Hears what a loop's own exception handler is told: asyncio logs it only without one."""
+        real = kind.call_exception_handler
         ledger = self
 
         def heard(self: Any, context: dict[str, Any]) -> None:
             message = str(context.get("message"))
-            if self._exception_handler is not None and _LOST.search(message):
+            if self.get_exception_handler() is not None and _LOST.search(message):
                 ledger.found("lost", f"{message} [{context.get('exception')!r}]")
             real(self, context)
 
-        self._replace(asyncio.BaseEventLoop, "call_exception_handler", heard)
+        self._replace(kind, "call_exception_handler", heard)
 
     def _replace(self, owner: Any, name: str, new: Any) -> None:
-        old = getattr(owner, name)
+        old, inherited = getattr(owner, name), name not in vars(owner)
         setattr(owner, name, new)
-        self._undo.append(lambda: setattr(owner, name, old))
+        self._undo.append(lambda: delattr(owner, name) if inherited else setattr(owner, name, old))
 
     def inspect(self, loop: asyncio.AbstractEventLoop) -> None:
         """Looks at one loop: tasks, our timers, what it watches.
@@ -340,7 +353,7 @@ def watched_fds(loop: Any) -> dict[int, str]:
     own = getattr(loop, "_ssock", None)
     if own is not None:
         watched.pop(own.fileno(), None)
-    found = {fd: repr(key.data) for fd, key in watched.items()}
+    found = {fd: repr(key.data) for fd, key in watched.items()} | getattr(loop, "watched", {})
     io_loop = IOLoop._ioloop_for_asyncio.get(loop)
     for fd, (file, handler) in getattr(io_loop, "handlers", {}).items():
         found[fd] = f"{file!r} for {handler!r}"

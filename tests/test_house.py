@@ -26,7 +26,8 @@ import pytest
 from tornado import web
 from tornado.ioloop import IOLoop
 
-from .ledger import KINDS, Ledger
+from . import uvloops
+from .ledger import KINDS, Ledger, our_timers, watched_fds
 from .memcacheds import Memcached
 from .silent import Silent
 
@@ -608,6 +609,30 @@ def test_ledger_finds_a_handler_of_a_loop_that_the_test_closed(ledger: Ledger) -
             own.close()
 
     assert kinds(within(plant)) == {"handler"}
+
+
+def test_ledger_looks_into_a_loop_of_uvloop() -> None:
+    loop = uvloops.OpenLoop()
+    loop.open_own_files()
+    assert our_timers(loop) == [] and watched_fds(loop) == {}
+    fired: list[int] = []
+    planted = functools.wraps(_planted)(lambda: fired.append(len(our_timers(loop))))
+    soon = loop.call_later(0.001, planted)
+    later = loop.call_at(loop.time() + 60, contextvars.Context().run, _planted)
+    loop.call_later(60, print).cancel()
+    with socket.socket() as watched:
+        loop.add_reader(watched, print)
+        loop.add_writer(watched.fileno(), print)
+        assert (len(our_timers(loop)), list(watched_fds(loop))) == (2, [watched.fileno()])
+        loop.remove_reader(watched.fileno())
+        assert list(watched_fds(loop)) == [watched.fileno()]
+        loop.remove_writer(watched)
+    while not fired:
+        loop.run_until_complete(asyncio.sleep(0.001))
+    assert fired == [1] and not soon.cancelled(), "one that fires is not live"
+    later.cancel()
+    assert our_timers(loop) == [] and watched_fds(loop) == {}
+    loop.close()
 
 
 def test_ledger_finds_a_log_line(expect_log: Any) -> None:
