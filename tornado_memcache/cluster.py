@@ -123,10 +123,9 @@ class Cluster:
 
     def _abandon(self) -> None:
         """Lets go of the pools of a closed loop: nobody there can be told anything."""
-        forked = self._forked()
-        lost = sum(pool.abandon(forked=forked) for pool in (*self.pools, *self._retired))
+        lost = sum(pool.abandon() for pool in (*self.pools, *self._retired))
         self._retired = []
-        if lost and not forked:
+        if lost and not self._forked():
             _log.warning("%d memcache calls were lost with their event loop", lost)
 
     # -- keys

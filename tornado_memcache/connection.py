@@ -451,24 +451,18 @@ class Connection:
             self._stream.close()
         self._pool.lost(self, error, owed, unsent)
 
-    def abandon(self, *, forked: bool = False) -> None:
-        """Closes the socket of a connection whose loop is closed, and tells nobody.
+    def abandon(self) -> None:
+        """Closes the sockets of a connection whose loop is not there any more, and tells nobody.
 
-        In a child of fork only its own descriptors: the loop's epoll is the parent's.
+        The loop is closed, or it is the parent's in a child of fork. A stream that waits for
+        something would tell its loop that it was closed, so only its descriptor is.
         """
         self.closed, self.open = True, False
-        if forked:
-            if self._connector is not None:
-                self._connector.forget()
-            if self._stream is not None:
-                self._stream.receiver = None
-                self._stream.socket.close()
-            return
         if self._connector is not None:
-            self._connector.close()
+            self._connector.forget()
         if self._stream is not None:
             self._stream.receiver = None
-            self._stream.close()
+            self._stream.socket.close()
 
     def __repr__(self) -> str:
         if self.closed:

@@ -178,7 +178,7 @@ class Connector:
             self._timeout = None
 
     def forget(self) -> None:
-        """In a child of fork: closes its copies of the sockets and nothing of the parent's."""
+        """Closes the sockets, and tells nothing to a loop that is closed, or is a parent's."""
         self._ended = True
         for stream in self._attempts:
             stream.socket.close()

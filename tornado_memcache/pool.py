@@ -431,11 +431,11 @@ class Pool:
                 connection.close(ClientClosed("the server was removed", server=self.name))
         return not self._connections and not self._line
 
-    def abandon(self, *, forked: bool = False) -> int:
+    def abandon(self) -> int:
         """Lets go of everything of a closed loop; returns how many calls were lost."""
         self.closed, self.usable = True, None
         for connection in self._connections:
-            connection.abandon(forked=forked)
+            connection.abandon()
         lost, self.pending = self.pending, 0
         self._connections.clear()
         self._line.clear()
