@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 #: A line, with its CRLF, is never longer.
 LONGEST_LINE = 2048
-#: No server has more statistics.
-MOST_STATS = 20_000
+#: No server has more statistics, in lines or in bytes.
+MOST_STATS = 120_000
+MOST_STATS_BYTES = 4 * 1024 * 1024
 
 STORAGE = (b"set", b"add", b"replace", b"append", b"prepend")
 RETRIEVAL = (b"get", b"gets", b"gat", b"gats")
@@ -169,20 +170,21 @@ def _read_version(asked: Asked, stream: _Stream) -> _Outcome:
 
 
 def _read_stats(asked: Asked, stream: _Stream) -> _Outcome:
-    # STAT <name> <value>\r\n ... END\r\n   ITEM <name> <value>\r\n ... END\r\n   RESET\r\n
+    # STAT <name> <value>\r\n ... END\r\n   (or ITEM or PREFIX)   RESET\r\n
     stats: dict[str, str] = {}
-    lines = 0
+    lines = size = 0
     while True:
         line = stream.line()
-        if line in (b"END", b"RESET"):
+        if line == b"END" or (line == b"RESET" and not lines):
             return Told(line, stats=stats), True
-        if not line.startswith((b"STAT ", b"ITEM ")):
+        if not line.startswith((b"STAT ", b"ITEM ", b"PREFIX ")):
             # In the middle of its lines nobody can say what still comes.
             return _error(asked, line), not lines
-        lines += 1
-        if lines > MOST_STATS:
+        lines, size = lines + 1, size + len(line)
+        if lines > MOST_STATS or size > MOST_STATS_BYTES:
             raise _Broken("ProtocolError")
-        name, _, value = line[len(b"STAT ") :].decode("utf-8", "replace").partition(" ")
+        _, _, told = line.partition(b" ")
+        name, _, value = told.decode("utf-8", "replace").partition(" ")
         stats[name] = value
 
 

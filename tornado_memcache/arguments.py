@@ -5,8 +5,9 @@ must not know which command an argument is for. What passes here is all
 that a request line is ever built from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 from .errors import InvalidKey, InvalidRequest, shown
 
@@ -69,6 +70,27 @@ def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
     if not lowest <= value <= highest:
         raise InvalidRequest(f"{name} must be from {lowest} to {highest}")
     return value
+
+
+def whole(name: str, value: Any, lowest: int, highest: int) -> int:
+    """Returns a number without its fraction, as C's ``%d`` writes it, if it is in range.
+
+    For the faces, whose originals took floats. Raises as `check_integer`.
+    """
+    if not (hasattr(value, "__int__") or hasattr(value, "__index__")):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    try:
+        number = int(value)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"{name} must be a finite number") from None
+    return check_integer(name, number, lowest, highest)
+
+
+def listed(name: str, keys: Any) -> list[Any]:
+    """Returns ``keys`` as a list; a string where a list is meant is a `TypeError`."""
+    if isinstance(keys, (str, bytes, bytearray, memoryview)) or not isinstance(keys, Iterable):
+        raise TypeError(f"{name} must be a list of keys, not {type(keys).__name__}")
+    return list(keys)
 
 
 def check_seconds(name: str, value: object) -> float:

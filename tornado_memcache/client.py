@@ -355,7 +355,9 @@ class Client(Commands):
         Outcome: a list, in the order of ``requests``, of each `Reply` or
         of the error that it came to. It never fails as a whole.
         """
-        asked = [(request, route) for request, route in map(_with_route, requests)]
+        if isinstance(requests, (str, bytes, Request)) or not isinstance(requests, Iterable):
+            raise TypeError(f"requests must be a list of Request, not {type(requests).__name__}")
+        asked = [_with_route(request) for request in requests]
         replies = Replies([None] * len(asked))
 
         def take(index: int, outcome: Any, good: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .arguments import check_integer, wire_exptime
+from .arguments import check_integer, listed, wire_exptime
 from .errors import InvalidRequest, MemcacheError
 from .funnel import Funnel, How, Key
 from .outcomes import CasUnique, FailedKeys, MultiResult, number, reached, stored, version
@@ -120,7 +120,7 @@ class Commands(Funnel):
     ) -> "asyncio.Future[Any]":
         result: MultiResult[Any, Any] = MultiResult()
         asked: dict[Pool, dict[bytes, list[Any]]] = {}
-        for key in _listed("keys", keys):
+        for key in listed("keys", keys):
             wire, pool = self._locate(key)
             _check_hashable(key)
             asked.setdefault(pool, {}).setdefault(wire, []).append(key)
@@ -280,7 +280,7 @@ class Commands(Funnel):
         A key that was not there has been reached.
         """
         parts, seen = [], set()
-        for key in _listed("keys", keys):
+        for key in listed("keys", keys):
             wire, pool = self._locate(key)
             if (wire, pool) not in seen:
                 seen.add((wire, pool))
@@ -381,13 +381,6 @@ class Commands(Funnel):
             how,
             whole=True,
         )
-
-
-def _listed(name: str, keys: Any) -> list[Any]:
-    """Returns ``keys`` as a list; a string where a list is meant is a `TypeError`."""
-    if isinstance(keys, (str, bytes, bytearray, memoryview)) or not isinstance(keys, Iterable):
-        raise TypeError(f"{name} must be a list of keys, not {type(keys).__name__}")
-    return list(keys)
 
 
 def _check_hashable(key: Any) -> None:

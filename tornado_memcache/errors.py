@@ -43,6 +43,11 @@ def shown(key: object) -> str:
         text = repr(key[: KEY_SHOWN + 1])
     else:
         text = repr(key)
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """Returns ``text`` with at most 64 characters."""
     return text if len(text) <= KEY_SHOWN else text[: KEY_SHOWN - 3] + "..."
 
 

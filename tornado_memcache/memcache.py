@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from . import ring
 from .address import Server
-from .arguments import key_bytes
+from .arguments import check_seconds, key_bytes, listed, whole
 from .client import Client as NativeClient
 from .memcache_arguments import Keys, nested, parse_host, route_of, routed, seconds
 from .memcache_cas import CasIds
@@ -154,6 +154,8 @@ class Client(Keys, Outcomes):
         """Returns the native client that does the work, with this face's defaults."""
         for name in _NOT_HERE & native.keys():
             raise TypeError(f"{name} is of the native client, and this face has its own")
+        if not {"connect_timeout", "request_timeout"} <= native.keys():
+            check_seconds("socket_timeout", self.socket_timeout)
         native.setdefault("connect_timeout", self.socket_timeout)
         native.setdefault("request_timeout", self.socket_timeout)
         native.setdefault("on_dead", "rehash")
@@ -254,7 +256,7 @@ class Client(Keys, Outcomes):
         """Gets a dict of the hits, under the caller's own keys."""
         self._statlog("get_multi")
         prefix = self._prefix(key_prefix)
-        wires = {self._key(key, prefix, multi=True): key for key in keys}
+        wires = {self._key(key, prefix, multi=True): key for key in listed("keys", keys)}
 
         def named(found: Any) -> dict[Any, Any]:
             for error in found.errors.values():
@@ -327,6 +329,8 @@ class Client(Keys, Outcomes):
         **how: Any,
     ) -> Awaited:
         """Stores many values and gives the list of the keys that were not stored."""
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping must be a mapping, not {type(mapping).__name__}")
         self._statlog("set_multi")
         prefix = self._prefix(key_prefix)
         wires = {key: self._key(key, prefix, multi=True) for key in mapping}
@@ -371,7 +375,8 @@ class Client(Keys, Outcomes):
         self._statlog("delete_multi")
         prefix = self._prefix(key_prefix)
         request = Request(b"delete", noreply=bool(noreply))
-        asked = [routed(self._key(key, prefix, multi=True), request) for key in keys]
+        wires = [self._key(key, prefix, multi=True) for key in listed("keys", keys)]
+        asked = [routed(wire, request) for wire in wires]
 
         def all_reached(replies: Any) -> int:
             for reply in filter(unanswered, replies):
@@ -398,7 +403,8 @@ class Client(Keys, Outcomes):
     ) -> Awaited:
         route, wire = route_of(self._key(key))
         self._statlog(verb.decode())
-        request = Request(verb, (key_bytes(wire),), delta=int(delta), noreply=bool(noreply))
+        number = whole("delta", delta, 0, (1 << 64) - 1)
+        request = Request(verb, (key_bytes(wire),), delta=number, noreply=bool(noreply))
         return self._translate(
             partial(self._native.request, request, route=route),
             lambda reply: reply.number if reply.status == b"NUMBER" else None,

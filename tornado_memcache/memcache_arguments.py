@@ -10,7 +10,8 @@ from datetime import timedelta
 from typing import Any, cast
 
 from .address import DEFAULT_PORT, Server
-from .arguments import key_bytes
+from .arguments import key_bytes, whole
+from .errors import InvalidRequest, cut, shown
 from .protocol import Request
 
 _SPECS = (
@@ -30,12 +31,13 @@ def parse_host(spec: Any) -> Server:
             if "path" in found:
                 return Server("", 0, found["path"], weight)
             return Server(found["host"], int(found["port"] or DEFAULT_PORT), None, weight)
-    raise ValueError(f'Unable to parse connection string: "{text}"')
+    raise ValueError(f'Unable to parse connection string: "{cut(str(text))}"')
 
 
 def seconds(time: Any) -> int:
     """Returns ``time`` as it goes to the server: a length or a moment, untouched."""
-    return int(time.total_seconds() if isinstance(time, timedelta) else time)
+    length = time.total_seconds() if isinstance(time, timedelta) else time
+    return whole("time", length, -(1 << 31), (1 << 31) - 1)
 
 
 def route_of(key: Any) -> tuple[int | None, Any]:
@@ -99,12 +101,14 @@ class Keys:
             raise self.MemcachedKeyLengthError(f"Key length is > {limit}")
         if not re.fullmatch(rb"[\x21-\x7e\x80-\xff]+", key):
             raise self.MemcachedKeyCharacterError(
-                f"Control/space characters not allowed (key={key[:64]!r})"
+                f"Control/space characters not allowed (key={shown(key)})"
             )
 
     def _key(self, key: Any, prefix: bytes = b"", multi: bool = False) -> Any:
         """Returns ``key`` as the native client takes it: bytes, or (hash, bytes)."""
         if isinstance(key, tuple):
+            if len(key) != 2:
+                raise InvalidRequest("key as a tuple must be (hash, key)")
             number, key = key
             if number is None:
                 raise TypeError("the hash of a key must be an int, not NoneType")
@@ -127,6 +131,8 @@ class Keys:
 
     def _prefix(self, prefix: Any) -> bytes:
         wire = self._bytes(prefix)
+        if not wire and not isinstance(wire, bytes):
+            raise TypeError(f"key_prefix must be str or bytes, not {type(prefix).__name__}")
         if wire and self.do_check_key:
             self.check_key(wire)
         return cast(bytes, wire)

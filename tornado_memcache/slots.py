@@ -30,7 +30,22 @@ from .protocol import (
     fail,
     outlives,
 )
-from .text import MAX_STATS, VERBS, encode_request, error_of, headers, read_number
+from .text import (
+    MAX_STATS,
+    MAX_STATS_BYTES,
+    VERBS,
+    encode_request,
+    error_of,
+    headers,
+    line_of,
+    read_number,
+    told_of,
+)
+
+#: A server that repeats this much of a value, or all of it, is not quoted.
+_REPEATED = slice(0, 16)
+#: A shorter value stands in any text by chance.
+_SHORTEST_REPEATED = 4
 
 
 def refusal(slot: Slot, line: bytes) -> ReplyError:
@@ -41,20 +56,23 @@ def refusal(slot: Slot, line: bytes) -> ReplyError:
     """
     error = error_of(line)
     if error is None:
-        raise ProtocolError(f"{slot.asked()}: the server sent {shown(line)}, which is no reply")
+        raise ProtocolError(f"{slot.asked()}: the server sent {told_of(line)}, which is no reply")
     if line == TOO_MANY_CONNECTIONS:
         raise ConnectionRefused("the server is at its limit of connections")
     if slot.confirms:
         raise ProtocolError(
             f"{slot.asked()}: an error after a noreply request cannot be attributed"
         )
+    start = slot.request.value[_REPEATED]
+    if len(start) >= _SHORTEST_REPEATED and start in line:
+        return type(error)(f"{slot.asked()}: the server refused, in words that repeat the value")
     return type(error)(f"{slot.asked()}: the server said: {error.message}")
 
 
 class TextSlot(Slot):
     """A slot of the text dialect whose reply is one line, or lines up to ``END``."""
 
-    __slots__ = ("_lines", "_stats", "verb")
+    __slots__ = ("_bytes", "_lines", "_stats", "verb")
 
     def __init__(
         self,
@@ -65,7 +83,7 @@ class TextSlot(Slot):
     ) -> None:
         super().__init__(request, waiter, outcome, deadline)
         self.verb = VERBS[request.verb]
-        self._lines = 0
+        self._lines = self._bytes = 0
         self._stats: dict[str, str] | None = None
 
     @property
@@ -100,20 +118,29 @@ class TextSlot(Slot):
         return end + 2
 
     def _read_stat(self, line: bytes) -> bool:
-        # STAT <name> <value>\r\n   ...   END\r\n   (or RESET\r\n to "stats reset")
+        # STAT <name> <value>\r\n   ...   END\r\n
+        # "stats cachedump": ITEM   "stats detail dump": PREFIX
+        # "stats reset": RESET\r\n   "stats detail on": OK\r\n
         if self._stats is None:
             self._stats = {}
-        self._lines += 1
-        if line in (b"END", b"RESET"):
+        if line == b"END" or (not self._lines and self._settles(line)):
             self.reply = Reply(line, stats=self._stats)
             return True
-        if not line.startswith((b"STAT ", b"ITEM ")):
+        if not line.startswith((b"STAT ", b"ITEM ", b"PREFIX ")):
             return False
-        if self._lines > MAX_STATS:
-            raise ProtocolError(f"stats: the server sent over {MAX_STATS} lines")
-        name, _, value = line[5:].decode("utf-8", "replace").partition(" ")
+        self._lines += 1
+        self._bytes += len(line)
+        if self._lines > MAX_STATS or self._bytes > MAX_STATS_BYTES:
+            raise ProtocolError(
+                f"{self.asked()}: the server sent over {MAX_STATS} lines or {MAX_STATS_BYTES} bytes"
+            )
+        name, _, value = line.partition(b" ")[2].decode("utf-8", "replace").partition(" ")
         self._stats[name] = value
         return True
+
+    def _settles(self, line: bytes) -> bool:
+        """True for the answer to what ``stats`` can also be asked to do."""
+        return line == b"RESET" or (line == b"OK" and self.request.argument.startswith(b"detail o"))
 
     def _error(self, line: bytes, protocol: OwedReplies) -> MemcacheError:
         """Reads a line that is no good answer; see "What a reply does to its connection"."""
@@ -221,7 +248,10 @@ class RetrievalSlot(Slot):
         if length > limit:
             told = f"an item of {length} bytes, max_value_size is {limit}"
             return ProtocolError(f"{self.asked()}: the server sent {told}")
-        return ProtocolError(f"{self.asked()}: the server sent {shown(line)}, which was not asked")
+        key = line[6:].partition(b" ")[0]
+        return ProtocolError(
+            f"{self.asked()}: the server sent the item {shown(key)}, which was not asked for"
+        )
 
     def _read_line(self, data: bytes, position: int, protocol: OwedReplies) -> int:
         """Reads what is no VALUE line: the END, an error, or less than a line."""
@@ -301,7 +331,7 @@ class GatheredSlot(RetrievalSlot):
     def encode(self) -> list[bytes]:
         self._keys = keys = list(self.waiting)
         self.items = [None] * len(keys)
-        return [b"get " + b" ".join(keys) + b"\r\n"]
+        return [line_of([b"get", *keys])]
 
     def asked(self) -> str:
         return Request(b"get", tuple(self.keys)).asked()

@@ -2,11 +2,13 @@ r"""The classic text dialect: how each verb is written and its reply is read.
 
 Knows the grammar of protocol.txt (quoted above the code that reads it). It
 must not know a socket, a loop, or what an outcome means to a caller. Lines
-are built by `_line` alone, from bytes and integers that were checked.
+are built by `line_of` alone, from bytes and integers that were checked. Of
+what a server sends a message tells as little as it can: where replies are out
+of step, a line may be a piece of a value.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .arguments import check_integer, key_bytes
@@ -30,8 +32,12 @@ KEYS_A_LINE = 100
 LINE_BYTES = 8 * 1024
 #: memcached resets a connection on a long ``gat`` line.
 GAT_LINE_BYTES = 1900
-#: More lines of ``stats`` than any server has are refused.
-MAX_STATS = 20_000
+#: More lines of ``stats``, or more bytes of them, than any server sends are
+#: refused. memcached ends a ``stats cachedump`` at 2 MB: 87 000 lines were seen.
+MAX_STATS = 120_000
+MAX_STATS_BYTES = 4 * 1024 * 1024
+#: How much of a server's own words a message shows.
+WORDS_SHOWN = 200
 
 
 class Verb(NamedTuple):
@@ -70,8 +76,6 @@ VERBS: dict[bytes, Verb] = {
 #: Verbs that take no key and are asked of every server.
 KEYLESS = frozenset({b"flush_all", b"version", b"verbosity", b"stats"})
 
-_NOREPLY = (b"", b" noreply")
-
 
 def check_request(request: Request) -> None:
     """Raises for a request that could not be sent, or whose reply could not be told apart.
@@ -81,6 +85,9 @@ def check_request(request: Request) -> None:
     """
     if not isinstance(request, Request):
         raise TypeError(f"request must be a Request, not {type(request).__name__}")
+    if type(request.verb) is not bytes or type(request.keys) is not tuple:
+        # A list could be changed after it was checked, and before it is written.
+        raise TypeError("verb must be bytes, and keys a tuple of bytes")
     verb = VERBS.get(request.verb)
     if verb is None:
         raise InvalidRequest(f"verb {shown(request.verb)} is not known")
@@ -92,8 +99,10 @@ def check_request(request: Request) -> None:
         key_bytes(key)
     if len(request.keys) > 1 and verb.shape != "retrieval":
         raise InvalidRequest(f"{request.asked()}: the verb takes one key, not several keys")
-    if request.verb in (b"gat", b"gats") and sum(map(len, request.keys)) > GAT_LINE_BYTES:
-        raise InvalidRequest(f"{request.asked()}: keys of over {GAT_LINE_BYTES} bytes in one line")
+    if request.verb in (b"gat", b"gats"):
+        if sum(map(len, request.keys)) + len(request.keys) > GAT_LINE_BYTES - 20:
+            told = f"keys that make a line of over {GAT_LINE_BYTES} bytes"
+            raise InvalidRequest(f"{request.asked()}: {told}")
     if type(request.noreply) is not bool:
         raise TypeError(f"noreply must be a bool, not {type(request.noreply).__name__}")
     if request.noreply and verb.shape == "retrieval":
@@ -108,34 +117,30 @@ def check_request(request: Request) -> None:
         raise TypeError(f"value must be bytes, not {type(request.value).__name__}")
 
 
-def _line(*tokens: bytes) -> bytes:
-    """The one place that ends a request line. Tokens were validated before."""
+def line_of(tokens: Iterable[bytes]) -> bytes:
+    """The one place that makes a request line. Its tokens were checked before."""
     return b" ".join(tokens) + b"\r\n"
 
 
 def _encode_retrieval(request: Request) -> list[bytes]:
     # get <key>*\r\n                 gat <exptime> <key>*\r\n
     if request.verb in (b"gat", b"gats"):
-        return [_line(request.verb, b"%d" % request.exptime, *request.keys)]
-    return [_line(request.verb, *request.keys)]
+        return [line_of([request.verb, b"%d" % request.exptime, *request.keys])]
+    return [line_of([request.verb, *request.keys])]
 
 
 def _encode_storage(request: Request) -> list[bytes]:
     # <command name> <key> <flags> <exptime> <bytes> [noreply]\r\n<data block>\r\n
     # cas <key> <flags> <exptime> <bytes> <cas unique> [noreply]\r\n<data block>\r\n
-    cas = b" %d" % request.cas_unique if request.verb == b"cas" else b""
-    head = b"%b %b %d %d %d%b%b\r\n" % (
-        request.verb,
-        request.keys[0],
-        request.flags,
-        request.exptime,
-        len(request.value),
-        cas,
-        _NOREPLY[request.noreply],
-    )
-    if len(request.value) <= STREAMED_BLOCK:
-        return [b"%b%b\r\n" % (head, request.value)]
-    return [head, request.value, b"\r\n"]
+    verb, keys, block, flags, exptime, cas_unique, _, noreply, _ = request
+    tokens = [verb, keys[0], b"%d %d %d" % (flags, exptime, len(block))]
+    if verb == b"cas":
+        tokens.append(b"%d" % cas_unique)
+    if noreply:
+        tokens.append(b"noreply")
+    if len(block) <= STREAMED_BLOCK:
+        return [b"%b%b\r\n" % (line_of(tokens), block)]
+    return [line_of(tokens), block, b"\r\n"]
 
 
 def _encode_line(request: Request) -> list[bytes]:
@@ -150,7 +155,7 @@ def _encode_line(request: Request) -> list[bytes]:
         tokens.append(request.argument)
     if request.noreply:
         tokens.append(b"noreply")
-    return [_line(*tokens)]
+    return [line_of(tokens)]
 
 
 _ENCODERS: dict[str, Callable[[Request], list[bytes]]] = {
@@ -167,7 +172,7 @@ def encode_request(request: Request) -> list[bytes]:
 def error_of(line: bytes) -> ReplyError | None:
     """Returns the error that an error line stands for (protocol.txt, "Error strings")."""
     word, _, told = line.partition(b" ")
-    text = (told or word).decode("utf-8", "replace")
+    text = _words(told or word)
     if word == b"SERVER_ERROR":
         return ItemTooLarge(text) if b"too large" in told else ServerError(text)
     if word == b"CLIENT_ERROR":
@@ -177,12 +182,39 @@ def error_of(line: bytes) -> ReplyError | None:
     return None
 
 
+def _words(text: bytes) -> str:
+    """Returns a server's own words as a message may show them: printable, and cut."""
+    words = text.decode("utf-8", "replace")
+    if not words.isprintable():
+        words = "".join(one if one.isprintable() else "\ufffd" for one in words)
+    return words if len(words) <= WORDS_SHOWN else words[: WORDS_SHOWN - 3] + "..."
+
+
+#: The words with which a line of memcached begins.
+_BEGINNINGS = frozenset(
+    b"STORED NOT_STORED EXISTS NOT_FOUND DELETED TOUCHED OK END VALUE STAT ITEM RESET VERSION "
+    b"ERROR CLIENT_ERROR SERVER_ERROR".split()
+)
+
+
+def told_of(line: bytes) -> str:
+    """Returns what a message says of a line that is no reply: its kind, never its text."""
+    word = line.partition(b" ")[0]
+    if word in _BEGINNINGS:
+        return f"{word.decode()} in a line of {len(line)} bytes"
+    if line.startswith(b"HTTP/"):
+        return "the answer of an HTTP server"
+    return f"a line of {len(line)} bytes"
+
+
 _DIGITS = re.compile(rb"[0-9]{1,20}\Z")
 
 
 def read_number(digits: bytes, bits: int, what: str) -> int:
     if not _DIGITS.match(digits) or (number := int(digits)) >> bits:
-        raise ProtocolError(f"the server sent {shown(digits)} as {what}")
+        raise ProtocolError(
+            f"the server sent {len(digits)} bytes as {what} that are no number of {bits} bits"
+        )
     return number
 
 
@@ -196,7 +228,8 @@ class _Headers(dict[bytes, tuple[int, int, int | None]]):
     def __missing__(self, header: bytes) -> tuple[int, int, int | None]:
         fields = header.split(b" ")
         if len(fields) not in (3, 4) or fields[0]:
-            raise ProtocolError(f"the server sent a VALUE line ending in {shown(header)}")
+            told = f"{len(fields) - 1} fields behind its key"
+            raise ProtocolError(f"the server sent a VALUE line with {told}")
         flags = read_number(fields[1], 32, "flags")
         length = read_number(fields[2], 63, "a length")
         cas = read_number(fields[3], 64, "a cas unique") if len(fields) == 4 else None

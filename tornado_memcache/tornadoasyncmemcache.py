@@ -18,7 +18,7 @@ from typing import Any
 
 from . import boundaries
 from .address import Server
-from .arguments import check_integer, key_bytes
+from .arguments import check_integer, key_bytes, listed, whole
 from .call import check_callbacks
 from .client import Client as NativeClient
 from .deadlines import NOBODY
@@ -30,6 +30,8 @@ from .errors import (
     SerializationError,
     ServerDead,
     Timeout,
+    cut,
+    shown,
 )
 from .protocol import Request
 from .ring import REHASH_STEPS
@@ -161,9 +163,7 @@ class Client:
         as ``key``. The failure of any server is the failure of the call.
         (In python-memcached ``gets`` is for one key.)
         """
-        if isinstance(keys, (str, bytes)):
-            raise TypeError(f"keys must be a list of keys, not {type(keys).__name__}")
-        asked = [_placed(key) for key in keys]
+        asked = [_placed(key) for key in listed("keys", keys)]
         begin = partial(self._native.get_multi, asked, strict=True)
         self._do("gets", asked[0] if asked else "", begin, _by_key, callback, fail_callback)
 
@@ -252,7 +252,11 @@ class Client:
             raise
         except SerializationError as error:
             raise NotSerializable(str(error)) from error
-        request = Request(verb, (wire,), data, flags, int(time))
+        except Exception as error:
+            told = f"value for key {shown(wire)} cannot be serialized: {type(error).__name__}"
+            raise NotSerializable(told) from error
+        seconds = whole("time", time, -(1 << 31), (1 << 31) - 1)
+        request = Request(verb, (wire,), data, flags, seconds)
         begin = partial(self._native.request, request, route=route)
         self._do(verb.decode(), key, begin, _nothing, callback, fail_callback)
 
@@ -301,7 +305,7 @@ class Client:
         """Returns what fail_callback receives for ``error``."""
         self.debuglog(str(error))
         if isinstance(error, ServerDead) and self._rehashes and len(self.servers) > 1:
-            return (f"No available server for {_plain(key)}",)
+            return (f"No available server for {cut(str(_plain(key)))}",)
         for kind, text in _TOLD:
             if isinstance(error, kind):
                 return (text,)
@@ -405,8 +409,10 @@ class ClientPool(Client):
 
 def _routed(key: Any) -> tuple[int | None, Any]:
     """Returns the hash that was given with ``key``, or None, and the key itself."""
+    if type(key) is tuple and len(key) != 2:
+        raise InvalidRequest("key as a tuple must be (hash, key)")
     route, plain = key if type(key) is tuple else (None, key)
-    if isinstance(plain, int):  # (an int is its own hash)
+    if isinstance(plain, int) and not isinstance(plain, bool):  # (an int is its own hash)
         return (plain if route is None else route), str(plain)
     return route, plain
 
