@@ -257,8 +257,7 @@ class boundary:
         return wrapped
 
     def __repr__(self) -> str:
-        name = getattr(self.fail_callback, "__qualname__", repr(self.fail_callback))
-        return f"boundary({name}{', once=True' if self.once else ''})"
+        return f"boundary({_name_of(self.fail_callback)}{', once=True' if self.once else ''})"
 
 
 def _was_cancelled_by(error: asyncio.CancelledError, entry: Entry) -> bool:
@@ -306,11 +305,20 @@ def _call(callback: Callable[[Any], Any], argument: Any, entry: Entry | None) ->
     return callback(argument)
 
 
+def _name_of(function: object) -> str:
+    """Returns the name of a user's function, without what a partial or an object holds."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    module = getattr(function, "__module__", None)
+    return f"{module}.{name}" if module else str(name)
+
+
 def _raised_by(
     callback: Callable[..., Any], error: BaseException, context: Context, entry: Entry | None
 ) -> None:
     if not raised(error, entry, context):
-        _log.error("Exception in callback %r", callback, exc_info=error)
+        _log.error("Exception in callback %s", _name_of(callback), exc_info=error)
 
 
 def _follow(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .compression import Compression
-from .errors import SerializationError, shown
+from .errors import NotSerializable, SerializationError, shown
 from .serializer import (
     FLAG_BYTES,
     FLAG_COMPRESSED,
@@ -62,7 +62,10 @@ class PythonMemcachedValues:
         if kind is bytes:
             data, flags = value, FLAG_BYTES
         elif kind is str:
-            data, flags = value.encode("utf-8"), FLAG_TEXT
+            try:
+                data, flags = value.encode("utf-8"), FLAG_TEXT
+            except UnicodeEncodeError:  # (which holds the value)
+                raise NotSerializable("value cannot be encoded as utf-8") from None
         elif kind is int:
             return b"%d" % value, FLAG_INTEGER
         else:
@@ -94,12 +97,17 @@ class PythonMemcachedValues:
         kind = flags & ~FLAG_COMPRESSED
         if kind == FLAG_BYTES:
             return data
-        if kind == FLAG_TEXT:
-            return data.decode("utf-8")
-        if kind in (FLAG_INTEGER, FLAG_LONG):
-            return int(data)
         if kind == FLAG_PICKLE:
             return self._unpickled(key, data)
+        try:
+            if kind == FLAG_TEXT:
+                return data.decode("utf-8")
+            if kind in (FLAG_INTEGER, FLAG_LONG):
+                return int(data)
+        except ValueError:  # (which holds the value)
+            raise ValueError(
+                f"value of key {shown(key)} does not read as its flags say ({kind:#x})"
+            ) from None
         raise ValueError(f"Unknown flags on get: {kind:x}")
 
     def _decompressed(self, key: bytes, data: bytes) -> bytes:
@@ -115,7 +123,9 @@ class PythonMemcachedValues:
                 unpickler.persistent_load = self.persistent_load
             return unpickler.load()
         except Exception as error:
-            _log.warning("value of key %s cannot be unpickled: %s", shown(key), error)
+            # What else an unpickler raises may hold a piece of the value.
+            told = error if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+            _log.warning("value of key %s cannot be unpickled: %s", shown(key), told)
             return None
 
 

@@ -49,7 +49,7 @@ class Pickle(Plain):
         except Exception as error:
             raise SerializationError(
                 f"value of key {shown(key)} cannot be unpickled: {type(error).__name__}"
-            ) from error
+            ) from None  # (whose words may be a piece of the value)
 
 
 class SignedPickle(Pickle):

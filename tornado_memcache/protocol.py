@@ -29,6 +29,11 @@ RESTS_KEPT = 32
 LARGE_WORK = 64 * 1024
 
 
+def _size_of(value: object) -> str:
+    """Returns what a repr tells of a value, which may end in a log: its size."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
+
+
 class Request(NamedTuple):
     """One request, in bytes and integers, as a dialect encodes it.
 
@@ -54,6 +59,9 @@ class Request(NamedTuple):
         more = f" and {len(self.keys) - 1} more" if len(self.keys) > 1 else ""
         return f"{verb} {shown(self.keys[0])}{more}"
 
+    def __repr__(self) -> str:
+        return f"<Request {shown(self.verb)} {shown(self.keys)}, {_size_of(self.value)}>"
+
 
 class Item(NamedTuple):
     """One item of a retrieval: its value as stored, its flags, its cas_unique."""
@@ -61,6 +69,9 @@ class Item(NamedTuple):
     value: bytes
     flags: int
     cas_unique: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Item of {_size_of(self.value)}, flags {shown(self.flags)}>"
 
 
 class Reply(NamedTuple):
@@ -76,6 +87,9 @@ class Reply(NamedTuple):
     number: int = 0
     text: bytes = b""
     stats: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<Reply {shown(self.status)}, {len(self.items or self.stats)} items>"
 
 
 class Waiter(Structure):

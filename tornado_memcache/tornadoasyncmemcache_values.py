@@ -59,8 +59,8 @@ class OldPickle(Pickle):
                 return pickle.loads(data, encoding=encoding)
             except UnicodeDecodeError:
                 continue
-            except Exception as error:
-                raise _unreadable(key, error) from error
+            except Exception as error:  # (its words may be a piece of the value)
+                raise _unreadable(key, error) from None
         raise _unreadable(key, UnicodeError())
 
 
