@@ -15,8 +15,9 @@ import time
 from ssl import SSLContext
 from typing import Any
 
+from tornado_memcache.errors import MemcacheError
 from tornado_memcache.protocol import Request
-from tornado_memcache.server import StoreHandler
+from tornado_memcache.server import StoreHandler, failure
 from tornado_memcache.store import Store
 from tornado_memcache.text_server import RequestReader, Settled, encode_reply
 
@@ -130,7 +131,11 @@ class Gated:
             connection.send(one.line + b"\r\n")
             return
         self.asked.append(one)
-        reply = b"".join(encode_reply(one, self._handler(one)))
+        try:
+            answer = self._handler(one)
+        except MemcacheError as error:
+            answer = failure(error)
+        reply = b"".join(encode_reply(one, answer))
         if self._place in ("", "handshake", "reading") or not self._is_it(one):
             connection.send(reply)
             return
@@ -170,10 +175,10 @@ class _Connection(asyncio.Protocol):
             self._server.answer(self, one)
 
     def send(self, data: bytes) -> None:
-        if self._kept is None:
-            self.transport.write(data)
-        else:
+        if self._kept is not None:
             self._kept += data
+        elif not self.transport.is_closing():
+            self.transport.write(data)
 
     def keep(self, data: bytes) -> None:
         self._kept = data
