@@ -387,7 +387,9 @@ async def test_a_tombstone_keeps_nothing_of_its_call(
         left = census() - before
         of_a_tombstone = (tracemalloc.get_traced_memory()[0] - traced) / 4000
         tracemalloc.stop()
-        del left["tornado_memcache.errors.Timeout"]  # (which the log keeps)
+        # One error is kept by the log, and a context or two by the timer of the late connection.
+        assert left.pop("tornado_memcache.errors.Timeout") == 1
+        assert left.pop("_contextvars.Context", 0) <= 2
         assert {kind.rpartition(".")[2] for kind in left} == {
             "TextSlot",
             "GatheredSlot",
