@@ -44,7 +44,7 @@ from .hand import Shifted
 from .ledger import our_timers
 from .memcacheds import Memcached
 from .networks import Connects, closed_port, full_backlog
-from .scenes import PHASES, Scene, servers, until
+from .scenes import PHASES, Names, Scene, servers, until
 from .scripted import Close, Scripted
 from .silent import Silent
 from .steps import cancel_at_every_step, turn
@@ -865,15 +865,17 @@ async def test_use_after_close_is_an_outcome_of_its_own_for_every_call(used: boo
 # -- loop closed in mid-flight, a second loop
 
 
-@pytest.mark.parametrize("phase", ["cold", "connecting", "reply", "late", "writing"])
+@pytest.mark.parametrize("then", ["used", "closed"])
+@pytest.mark.parametrize("phase", ["cold", "resolving", "connecting", "reply", "late", "writing"])
 def test_a_loop_closed_in_mid_flight_and_a_second_loop(
     start_memcached: Callable[..., Memcached],
     expect_log: Callable[..., Any],
     ledger: Any,
     phase: str,
+    then: str,
 ) -> None:
-    # Whoever closes a loop under a client leaves it with open sockets and timers.
-    ledger.excuse("handler", "timer")
+    # Whoever closes a loop under a client leaves it with open sockets, timers and look-ups.
+    ledger.excuse("handler", "timer", *(["task"] if phase == "resolving" else []))
     expect_log(LOG, "[45] memcache calls were lost with their event loop", times=1)
     if phase == "late":
         expect_log(LOG, "fails", times=1)
@@ -881,11 +883,16 @@ def test_a_loop_closed_in_mid_flight_and_a_second_loop(
     outcomes: list[Any] = []
     with full_backlog() as (host, port):
         hanging = f"{host}:{port}"
-        address = hanging if phase == "connecting" else server.address
-        client = Client([address], request_timeout=D, max_value_size=16 << 20)
+        elsewhere = {"connecting": hanging, "resolving": "held.example:11211"}
+        client = Client(
+            [elsewhere.get(phase, server.address)],
+            request_timeout=D,
+            max_value_size=16 << 20,
+            resolver=Names(hanging=None),
+        )
 
         async def first() -> None:
-            if phase not in ("cold", "connecting"):
+            if phase not in ("cold", *elsewhere):
                 for key in KEYS:
                     await client.set(key, value(key))
             server.stop()
@@ -904,7 +911,11 @@ def test_a_loop_closed_in_mid_flight_and_a_second_loop(
 
         asyncio.run(first())
     server.resume()
-    if phase == "connecting":
+    if then == "closed":
+        client.close()
+        assert repr(client).endswith("closed>")
+        return
+    if phase in elsewhere:
         client.set_servers([server.address])
 
     async def second() -> None:
