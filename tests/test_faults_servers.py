@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import tempfile
@@ -194,6 +195,34 @@ async def test_dead_then_back_is_exactly_one_probe_and_then_full_use(start_memca
             assert stored == [True] * 8 and await client.get_multi(values) == values
             opened = len(connects.to(server.address))
             assert 1 < opened <= 4, f"{opened} connections for large calls"
+
+
+@pytest.mark.gen_test
+async def test_back_in_the_turn_in_which_a_call_was_refused_is_one_outage_in_the_log(
+    start_memcached, expect_log
+):
+    expect_log(LOG, "taken for dead", times=1)
+    again = expect_log(LOG, "answers again", level=logging.INFO, times=1)
+    server = start_memcached()
+    async with Client([server.address], **PATIENT) as client:
+        assert await client.set("k", "v")
+        (pool,) = client._pools
+        server.kill()
+        assert type(await outcome_of(client.get("k"))) is ConnectionFailed
+        server.restart()
+        await until_it_may_be_tried(client)
+        probe, refused = client.get("k"), []
+        while server.stats()["cmd_get"] == "0":
+            await asyncio.sleep(0)
+        # Its reply is read at the end of this turn of the loop, or of the next.
+        for _ in range(2):
+            if pool.health.dead:
+                refused.append(client.get("k"))
+            await asyncio.sleep(0)
+        outcomes = await outcomes_of(probe, *refused, client.get("k"))
+        assert outcomes == [None, *outcomes[1:-1], None]
+        assert {type(outcome) for outcome in outcomes[1:-1]} == {ServerDead}
+        assert again.count == 1
 
 
 @pytest.mark.gen_test(timeout=60)

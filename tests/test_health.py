@@ -192,6 +192,15 @@ def test_a_death_without_a_failed_call_is_one_line(lines: Any) -> None:
     assert "after 7 failed calls in 2.0 s" in lines()[1]
 
 
+def test_who_was_refused_and_is_told_after_it_came_back_is_no_new_failure(lines: Any) -> None:
+    one = health()
+    one.refused(1.0, NO)
+    one.heard(2.0)
+    one.failed(2.0, ServerDead("dead"), calls=3)
+    assert one.failures == 3 and not one.troubled and repr(one) == "alive"
+    assert len(lines()) == 2 and "answers again" in lines()[1]
+
+
 def test_failures_among_good_replies_are_one_line(lines: Any) -> None:
     one, now = health(), 1.0
     for _ in range(100):

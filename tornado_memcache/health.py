@@ -7,7 +7,7 @@ not know connections or calls; the moments are given to it.
 import logging
 import random
 
-from .errors import MemcacheError
+from .errors import MemcacheError, ServerDead
 
 _log = logging.getLogger("tornado_memcache")
 
@@ -102,6 +102,8 @@ class Health:
     def failed(self, now: float, error: MemcacheError, calls: int = 1) -> None:
         """Counts failed calls; the first after good ones is logged."""
         self.failures += calls
+        if isinstance(error, ServerDead) and not self.dead:
+            return  # (refused while it was dead, told after it came back: no new failure)
         self._failed_at = now
         self.troubled = True
         if self._failing_since is None:
