@@ -198,10 +198,14 @@ async def test_cancelling_ends_all_parts_and_disturbs_nobody(memcached, start_me
     async with Client([memcached.address, second.address]) as mc:
         await mc.set_multi(dict.fromkeys(KEYS, "v"))
         for _ in range(3):
+            memcached.stop()
+            second.stop()
             call, other = mc.get_multi(KEYS, **how), mc.get((BAD, "b"))
             task = asyncio.ensure_future(call)
             await asyncio.sleep(0)
             assert task.cancel()
+            memcached.resume()
+            second.resume()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await other == "v"
