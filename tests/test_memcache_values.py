@@ -111,7 +111,9 @@ async def test_a_value_both_ways(name, least, memcached):
 
 @pytest.mark.gen_test
 async def test_pymemcache_and_pylibmc_read_and_write_the_same(memcached):
-    pickled = pymemcache.Client(memcached.address, serde=pymemcache.serde.pickle_serde)
+    pickled = pymemcache.Client(
+        memcached.address, serde=pymemcache.serde.pickle_serde, default_noreply=False
+    )
     libmc = pylibmc.Client([memcached.address], binary=False)
     with both(memcached.address) as (mc, _):
         for name, (value, _) in VALUES.items():
