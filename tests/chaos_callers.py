@@ -68,7 +68,7 @@ class Caller:
         if rng.random() < 0.3:
             how["timeout"] = length = world.request_timeout * rng.choice([0.05, 0.3, 1, 1.5, 3])
         last = float("inf") if group is None else group.deadline
-        call = Call(self.witness, command.__str__, world.strict, length, last)
+        call = Call(self.witness, lambda: f"{command} ({style})", world.strict, length, last)
         CALL.set(call)
         if group is not None:
             group.calls[call] = None
@@ -113,6 +113,7 @@ class Caller:
             task = asyncio.ensure_future(_awaited(call, future))
             if style == "cancel task":
                 call.cancelling = loop.call_later(delay, _cancel, task)
+                task.add_done_callback(call.task_done)
         elif style == "wait_for":
             asyncio.ensure_future(_awaited(call, asyncio.wait_for(future, delay)))
         if style == "cancel":

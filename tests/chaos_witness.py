@@ -37,7 +37,7 @@ INVARIANTS = {
 }
 #: Seconds that an outcome may come after its deadline, beside the loop's own lag.
 SLACK = 0.25
-#: Seconds after its deadline at which a call is taken for dropped.
+#: Seconds after its deadline at which a call is taken for dropped, the lag not counted.
 DROPPED = 5.0
 #: Seconds between two beats of the heart.
 BEAT = 0.01
@@ -143,6 +143,11 @@ class Call:
         else:
             self.tell("value", future.result())
 
+    def task_done(self, task: asyncio.Future[None]) -> None:
+        """The task that awaits it: one that is cancelled before its first step tells nothing."""
+        if self.ended is None and task.cancelled():
+            self.tell("cancelled")
+
     def check_context(self, where: str, entry: Any) -> None:
         """I9: the caller's context, and under ``entry``."""
         if CALL.get() is not self:
@@ -220,8 +225,9 @@ class Witness:
         if now - self._looked_at > LOOK:
             self._looked_at = now
             for call in [call for call in self.open if now - call.deadline > DROPPED]:
-                self.violated("I1", f"{call}: no outcome")
-                call.tell("dropped")
+                if now - call.deadline > DROPPED + self.heart.lag_since(call.deadline):
+                    self.violated("I1", f"{call}: no outcome")
+                    call.tell("dropped")
             self.look()
 
     def _look_at_future(self, call: Call) -> None:

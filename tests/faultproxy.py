@@ -96,6 +96,7 @@ class FaultProxy:
         self._random = random.Random(seed)
         self._pairs: set[Pair] = set()
         self._loop = asyncio.new_event_loop()
+        self._loop.slow_callback_duration = 60.0  # (a loaded machine is no finding)
         self._thread = threading.Thread(target=self._run, name="faultproxy", daemon=True)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
         self._listener.setblocking(False)
