@@ -332,9 +332,10 @@ def run(plan: Plan, on_violation: Callable[[str], Any] = str) -> Report:
 
 def make_loop(name: str) -> asyncio.AbstractEventLoop:
     if name == "uvloop":
-        import uvloop  # (not a dependency: only when it is asked for)
+        from .uvloops import OpenLoop  # (not a dependency: only when it is asked for)
 
-        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        loop = OpenLoop()
+        loop.open_own_files()
         return loop
     return asyncio.new_event_loop()
 
