@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
 from tornado_memcache import InvalidKey, InvalidRequest
-from tornado_memcache.arguments import check_integer, check_seconds, key_bytes, wire_exptime
+from tornado_memcache.arguments import (
+    check_integer,
+    check_seconds,
+    key_bytes,
+    listed,
+    whole,
+    wire_exptime,
+)
 
 NOW = 1_800_000_000
 MONTH = 60 * 60 * 24 * 30
@@ -63,6 +72,19 @@ def test_the_prefix_counts_and_an_empty_key_stays_empty():
         (timedelta(seconds=90), 90),
         (timedelta(seconds=-5), -1),
         (timedelta(days=60), NOW + 60 * 86400),
+        # The border of 30 days, from both sides; a length is rounded up.
+        (timedelta(days=30), MONTH),
+        (timedelta(days=30, microseconds=-1), MONTH),
+        (timedelta(days=30, microseconds=1), NOW + MONTH + 1),
+        (timedelta(seconds=1, microseconds=1), 2),
+        (timedelta(microseconds=-1), -1),
+        # The last moment that memcached can hold.
+        (2**31 - 1 - NOW, 2**31 - 1),
+        (datetime.fromtimestamp(2**31 - 1, timezone.utc), 2**31 - 1),
+        (datetime.fromtimestamp(2**31 - 1), 2**31 - 1),
+        (datetime.fromtimestamp(NOW, timezone(timedelta(hours=5, minutes=45))), NOW),
+        (datetime.min, -1),
+        (-(10**400), -1),
         (datetime.fromtimestamp(NOW + 5), NOW + 5),
         (datetime.fromtimestamp(NOW + 5, timezone.utc), NOW + 5),
         (datetime(1970, 1, 2, tzinfo=timezone.utc), -1),
@@ -73,7 +95,20 @@ def test_lengths_and_moments(exptime, wire):
 
 
 @pytest.mark.parametrize(
-    "exptime", [NOW + 60, 1 << 31, 1 << 64, timedelta(0), datetime(2100, 1, 1)]
+    "exptime",
+    [
+        NOW + 60,
+        1 << 31,
+        1 << 64,
+        2**31 - NOW,
+        timedelta(0),
+        timedelta(seconds=2**31 - NOW),
+        timedelta.max,
+        datetime(2100, 1, 1),
+        datetime.fromtimestamp(2**31),
+        datetime.fromtimestamp(2**31, timezone.utc),
+        datetime.max,
+    ],
 )
 def test_moments_that_memcached_cannot_hold(exptime):
     with pytest.raises(InvalidRequest, match="exptime"):
@@ -100,3 +135,32 @@ def test_integers_and_seconds():
     for value in (True, "1", None):
         with pytest.raises(TypeError, match="t must"):
             check_seconds("t", value)
+
+
+def test_numbers_without_their_fraction():
+    for value, number in (
+        (2.9, 2),
+        (-2.9, -2),
+        (True, 1),
+        (Fraction(7, 2), 3),
+        (Decimal("4.5"), 4),
+    ):
+        assert whole("n", value, -9, 9) == number and type(whole("n", value, -9, 9)) is int
+    for value in ("1", b"1", None, [], 1j, object()):
+        with pytest.raises(TypeError, match="n must be a number"):
+            whole("n", value, 0, 9)
+    for value in (float("nan"), float("inf"), Decimal("nan"), Decimal("inf")):
+        with pytest.raises(InvalidRequest, match="n must be a finite number"):
+            whole("n", value, 0, 9)
+    with pytest.raises(InvalidRequest, match="n must be from 0 to 9"):
+        whole("n", 10.0, 0, 9)
+
+
+def test_a_list_of_keys():
+    keys = ["a", b"b"]
+    for given in (keys, tuple(keys), iter(keys), dict.fromkeys(keys)):
+        assert listed("keys", given) == keys
+    assert listed("keys", keys) is not keys
+    for given in ("ab", b"ab", bytearray(b"ab"), memoryview(b"ab"), None, 5):
+        with pytest.raises(TypeError, match="keys must be a list"):
+            listed("keys", given)

@@ -342,6 +342,37 @@ def test_lengths_that_are_refused_are_named(kind):
                 kind(["a"], **{name: value})
 
 
+class Wrong:
+    """A serializer that raises, or returns what it must not."""
+
+    raw_flags = 0
+
+    def __init__(self, outcome: Any) -> None:
+        self._outcome = outcome
+
+    def encode(self, key: bytes, value: Any) -> Any:
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    decode = None
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [RuntimeError("x"), KeyError("k"), ("text", 0), (b"v", -1), (b"v", 2**32), (b"v", "1"), None],
+    ids=repr,
+)
+@pytest.mark.gen_test
+async def test_what_a_serializer_of_the_old_module_must_not_do(outcome, silent):
+    with contextlib.closing(old_module.Client([silent.address], serializer=Wrong(outcome))) as old:
+        for method in (old.set, old.add, old.replace):
+            for how in STYLES:
+                with pytest.raises((InvalidRequest, TypeError)), boundary(never):
+                    method("k", 1, **how)
+        assert await silent.untouched()
+
+
 # -- what a face takes, because its original does
 
 

@@ -41,7 +41,7 @@ from tornado_memcache.slots import slot_for
 from .memcacheds import free_port
 from .scripted import Close, Expect, Scripted, Send
 from .test_round_trips import called
-from .test_security import FACES, MB, SECRET
+from .test_security import FACES, MB, SECRET, fetched
 
 #: A value that must not be told. It is no word of any message.
 MARKER = "xyzzy-value-of-somebody"
@@ -185,8 +185,9 @@ async def test_a_value_that_cannot_be_read_is_not_told(reader, memcached, told, 
                 await failing(called(mc.get, key), told)
                 with boundary(told.add):
                     mc.gets([key])
+                    mc.get(key)
                 mc.get(key)
-                await asyncio.sleep(0.01)
+                await fetched(mc, "miss")
                 continue
             for call in (mc.get(key), mc.gets(key), mc.get_multi([key])):
                 await failing(call, told)
@@ -293,6 +294,25 @@ async def test_a_call_that_ends_without_a_reply_tells_no_value(silent, told):
             mc.close()
             for call in calls:
                 await failing(call, told)
+    told.search(MARKER)
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_face_cuts_keys_too(told):
+    dead = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    faces = [old_module.Client(dead, debug=1), drop_in.Client(dead, debug=1)]
+    with contextlib.closing(faces[0]) as old, contextlib.closing(faces[1]) as mc:
+        for _ in range(3):
+            with pytest.raises(RuntimeError) as caught:
+                await called(old.set, LONG_KEY, MARKER)
+            told.add(caught.value)
+            told.texts.append(repr(await mc.set(LONG_KEY, MARKER)))
+        assert str(caught.value).startswith("No available server for kkk")
+        for wrong in (LONG_KEY + "k", LONG_KEY[:-1] + " ", b"k" * 66 + b"\n"):
+            for client in (old, mc):
+                with pytest.raises(Exception, match="(?i)key") as caught:
+                    client.set(wrong, MARKER)
+                told.add(caught.value)
     told.search(MARKER)
 
 
