@@ -53,7 +53,7 @@ LOG = "tornado_memcache"
 #: Seconds after which a call ends whose deadline the test turns to by hand.
 D = 5.0
 #: What a loaded machine may take on top, in seconds.
-SLACK = 1.0
+SLACK = 3.0
 
 who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
 
@@ -166,7 +166,7 @@ def times_out(client: Client, asked: Asked, clock: Shifted) -> None:
     fire(client)
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("kind", Asked.KINDS)
 @pytest.mark.parametrize("end", [cancels, times_out])
 @pytest.mark.parametrize("first", ["the reply", "the other"])
@@ -197,7 +197,7 @@ async def test_two_ends_in_one_tick_are_one_outcome(
     assert len(asked.outcomes) == 1
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("kind", Asked.KINDS)
 @pytest.mark.parametrize("end", [cancels, times_out])
 async def test_an_outcome_that_is_there_is_not_taken_back_in_its_tick(
@@ -329,7 +329,7 @@ class Raised(Exception):
 # -- callback raises: goes to its boundary or the log, all else untouched
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("style", ["plain", "coroutine"])
 @pytest.mark.parametrize("to", ["its boundary", "the log"])
 @pytest.mark.parametrize("how_it_ends", ENDS)
@@ -368,7 +368,7 @@ async def test_what_a_callback_raises_goes_to_its_boundary_or_the_log(
 # -- fail_callback raises: to the outer boundary, then logged once, no recursion
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("how_it_ends", [end for end in ENDS if end != "reply"])
 async def test_what_fail_callbacks_raise_goes_outwards_and_is_logged_once(
     clock: Shifted, expect_log: Callable[..., Any], how_it_ends: str
@@ -410,7 +410,7 @@ def depth() -> int:
     return count
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("where", ["its own", "boundary"])
 async def test_a_fail_callback_that_asks_again_for_ever_does_not_pile_up(
     outage: Any, where: str
@@ -436,7 +436,7 @@ async def test_a_fail_callback_that_asks_again_for_ever_does_not_pile_up(
     assert max(depths) <= depths[0] + 2
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_a_boundary_whose_fallback_fails_is_not_asked_again(
     outage: Any, expect_log: Callable[..., Any]
 ) -> None:
@@ -462,7 +462,7 @@ async def test_a_boundary_whose_fallback_fails_is_not_asked_again(
 # -- callback re-enters the client, closes it, cancels a sibling
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("how_it_ends", ENDS)
 async def test_a_callback_re_enters_the_client(
     clock: Shifted, expect_log: Callable[..., Any], how_it_ends: str
@@ -491,7 +491,7 @@ async def test_a_callback_re_enters_the_client(
         assert {type(outcome) for outcome in inner} <= {ServerDead, ClientClosed}
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("how_it_ends", ENDS)
 async def test_a_callback_closes_the_client(
     clock: Shifted, expect_log: Callable[..., Any], how_it_ends: str
@@ -510,7 +510,7 @@ async def test_a_callback_closes_the_client(
         assert counts(passes.client)["pending"] == counts(passes.client)["open"] == 0
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("sibling", [3, 5, 8], ids=["just before", "just behind", "the last"])
 @pytest.mark.parametrize("how_it_ends", ENDS)
 async def test_a_callback_cancels_a_sibling(
@@ -566,7 +566,7 @@ async def exhausted(clock: Shifted) -> AsyncIterator[tuple[Gated, Client]]:
         server.release()
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("style", ["callback", "future"])
 @pytest.mark.parametrize("end", ["timeout", "lost", "closed"])
 async def test_a_call_that_waited_for_a_slot_fails_under_its_own_boundary(
@@ -603,7 +603,7 @@ async def test_a_call_that_waited_for_a_slot_fails_under_its_own_boundary(
 # -- pool exhausted while the holder hangs: the waiter fails at its own D, FIFO
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_a_waiter_fails_at_its_own_deadline_and_the_others_stand_in_order(
     clock: Shifted, outage: Any
 ) -> None:
@@ -631,7 +631,7 @@ async def test_a_waiter_fails_at_its_own_deadline_and_the_others_stand_in_order(
     assert waiters.failed == []
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_waiters_fail_in_the_phase_of_waiting_with_the_time_that_they_have(
     silent: Silent, outage: Any
 ) -> None:
@@ -669,7 +669,7 @@ class Leaves:
         await turn()
 
 
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("kind", Asked.KINDS)
 async def test_a_waiter_cancelled_at_hand_over_passes_the_slot_on(
     clock: Shifted, expect_log: Callable[..., Any], kind: str
@@ -701,13 +701,14 @@ async def test_a_waiter_cancelled_at_hand_over_passes_the_slot_on(
 # -- connect always failing with more waiters than slots: all fail
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("reason", ["refused", "hangs", "no name", "accepted and closed"])
 async def test_all_fail_when_no_connection_can_be_made(
     expect_log: Callable[..., Any], reason: str
 ) -> None:
     expect_log(LOG, "fails|dead", times=range(1, 4))
     outcomes: list[Any] = []
+    length = 0.2 if reason == "hangs" else 2 * D
 
     class NoName(Resolver):
         def initialize(self) -> None:
@@ -729,7 +730,7 @@ async def test_all_fail_when_no_connection_can_be_made(
         connects = stack.enter_context(Connects())
         address = f"{host}:{port}"
         client = await stack.enter_async_context(
-            Client([address], max_connections=2, request_timeout=0.2, resolver=NoName())
+            Client([address], max_connections=2, request_timeout=length, resolver=NoName())
         )
         with boundary(outcomes.append):
             for number in range(50):
@@ -842,7 +843,7 @@ async def test_close_in_mid_flight_at_any_step_and_twice(
             assert await cancel_at_every_step(begin) >= 2
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("used", [False, True], ids=["never used", "used"])
 async def test_use_after_close_is_an_outcome_of_its_own_for_every_call(used: bool) -> None:
     async with warm() as (server, used_client):
@@ -930,7 +931,7 @@ def test_a_loop_closed_in_mid_flight_and_a_second_loop(
     assert outcomes == [], "nobody is there to be told"
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_a_second_loop_while_the_first_lives_disturbs_nobody() -> None:
     refused: list[str] = []
 
@@ -1033,7 +1034,7 @@ def test_children_of_fork_open_their_own_connections_and_leave_the_parent_s_alon
 # -- wall clock +-1 h: deadlines and dead_retry unmoved
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("jump", [3600.0, -3600.0], ids=["an hour on", "an hour back"])
 async def test_a_wall_clock_that_is_set_moves_no_deadline_and_no_pause(
     silent: Silent, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[..., Any], jump: float
@@ -1041,22 +1042,22 @@ async def test_a_wall_clock_that_is_set_moves_no_deadline_and_no_pause(
     expect_log(LOG, "fails|dead", times=range(1, 5))
     wall = Shifted(time.time)
     monkeypatch.setattr(time, "time", wall)
-    order: list[str] = []
+    ended: dict[str, float] = {}
+    lengths = {"own": 0.1, "budget": 0.15, "request_timeout": 0.2, "after the jump": 0.25}
     async with Client([silent.address], request_timeout=0.2) as client:
         begun = time.monotonic()
-        budget = boundary(lambda error: order.append("budget"), timeout=0.15)
-        with boundary(lambda error: order.append("own")):
-            client.get("a", timeout=0.1, callback=no_outcome)
-        with budget:
-            client.get("b", callback=no_outcome)
-        with boundary(lambda error: order.append("request_timeout")):
-            client.get("c", callback=no_outcome)
-        wall.shift = jump
-        with boundary(lambda error: order.append("after the jump")):
-            client.get("d", timeout=0.25, callback=no_outcome)
-        await until(lambda: len(order) == 4)
-        assert 0.25 <= time.monotonic() - begun < 0.25 + SLACK
-        assert order == ["own", "budget", "request_timeout", "after the jump"]
+        for name, length in lengths.items():
+            if name == "after the jump":
+                wall.shift = jump
+            how: dict[str, Any] = {"timeout": length} if name in ("own", "after the jump") else {}
+            with boundary(
+                lambda error, name=name: ended.update({name: time.monotonic() - begun}),
+                timeout=length if name == "budget" else None,
+            ):
+                client.get(name.replace(" ", "-"), callback=no_outcome, **how)
+        await until(lambda: len(ended) == 4)
+        for name, length in lengths.items():
+            assert length - 0.001 <= ended[name] < length + SLACK, name
     with closed_port() as (host, port):
         # The clock of the deadlines stands still, so the pause is exactly as long as it is.
         still = Shifted(lambda: 1000.0)
@@ -1076,7 +1077,7 @@ async def test_a_wall_clock_that_is_set_moves_no_deadline_and_no_pause(
 # -- loop blocked 500 ms: a reply already in the socket wins over the timer
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("size", [10, 300_000], ids=["small", "in many segments"])
 async def test_after_a_blocked_loop_a_reply_in_the_socket_wins_over_the_timer(
     start_memcached: Callable[..., Memcached], expect_log: Callable[..., Any], size: int
@@ -1176,7 +1177,7 @@ def test_without_free_files_it_fails_at_once_and_recovers(memcached: Memcached) 
 # -- an abandoned future: no leak, no flood
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("where", ["nowhere", "under a boundary"])
 @pytest.mark.parametrize("end", ["refused", "timeout", "lost", "reply"])
 async def test_abandoned_futures_leak_nothing_and_do_not_flood_the_log(
@@ -1193,7 +1194,7 @@ async def test_abandoned_futures_leak_nothing_and_do_not_flood_the_log(
         else:
             server.hold("reply")
         with boundary(told.append) if where != "nowhere" else contextlib.nullcontext():
-            for number in range(300):
+            for number in range(100):
                 left.append(weakref.ref(client.set(f"k{number % 10}", value(f"k{number % 10}"))))
                 left.append(weakref.ref(client.get(f"other{number}", b"none")))
                 left.append(weakref.ref(client.get_multi([f"k{number % 10}", "no"])))
@@ -1209,7 +1210,7 @@ async def test_abandoned_futures_leak_nothing_and_do_not_flood_the_log(
         await until(lambda: not our_timers(asyncio.get_running_loop()))
         for _ in range(5):
             await turn()
-        failed = {"refused": 900, "timeout": 900, "lost": 300, "reply": 0}[end]
+        failed = {"refused": 300, "timeout": 300, "lost": 100, "reply": 0}[end]
         assert client._pools[0].health.failures == failed
         assert len(told) == (failed if where != "nowhere" else 0)
         assert len(set(map(id, told))) == len(told)
@@ -1224,14 +1225,15 @@ async def test_abandoned_futures_leak_nothing_and_do_not_flood_the_log(
 # -- 1 000 cold calls at once: at most max_connections connects
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("most", [1, 2, 4])
 @pytest.mark.parametrize("what", ["gets", "sets", "all kinds", "large"])
 async def test_a_thousand_cold_calls_make_at_most_max_connections(what: str, most: int) -> None:
     async with Gated() as server:
         address = server.address
         with Connects() as connects:
-            async with Client([address], max_connections=most, request_timeout=30) as client:
+            lengths = {"request_timeout": 30.0, "connect_timeout": 30.0}
+            async with Client([address], max_connections=most, **lengths) as client:
                 number = 1000 if what != "large" else 100
                 for n in range(number):
                     server.store.set(b"k%d" % n, value(f"k{n}"))
