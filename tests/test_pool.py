@@ -94,16 +94,6 @@ async def test_a_write_whose_bytes_left_is_not_tried_again(expect_log):
 
 
 @pytest.mark.gen_test
-async def test_accept_then_close_is_one_retry_then_an_error(expect_log):
-    expect_log(LOG, "fails: get 'k'")
-    async with Scripted([Close()]) as server:
-        async with Client([server.address]) as client:
-            with pytest.raises(ConnectionFailed):
-                await client.get("k")
-            assert server.connections == 2
-
-
-@pytest.mark.gen_test
 async def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(start_memcached):
     server = start_memcached()
     async with Client([server.address]) as client:
