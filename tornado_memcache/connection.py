@@ -394,7 +394,7 @@ class Connection:
         slot = None
         while live.next_deadline <= now:
             slot = live.pop()
-            error, awaited = self.failure_of(slot), not slot.abandoned()
+            error, awaited = self.failure_of(slot), slot.awaited()
             until = slot.expire(error, now)
             if awaited and not until:
                 self._pool.failed(slot, error, slot.weight)

@@ -129,7 +129,7 @@ class Pool:
 
     def _fail(self, slot: Slot, error: MemcacheError) -> None:
         error.server = error.server or self.name
-        if not slot.abandoned():
+        if slot.awaited():
             self.failed(slot, error, slot.weight)
         slot.fail(error)
 
@@ -329,7 +329,7 @@ class Pool:
             self.pending -= slot.weight
             if self.closed:
                 self._fail(slot, failure_for(slot, error))
-            elif not slot.abandoned():
+            elif slot.awaited():
                 self._refuse(slot, failure_for(slot, error))
         for slot in reversed(again):  # (older than whatever is in line)
             slot.retried, slot.sent = slot.retried or not untouched_by(error), False
@@ -359,7 +359,7 @@ class Pool:
         self._deadlines.rest(self)
         for slot in self._line.clear():
             self.pending -= slot.weight
-            if not slot.abandoned():
+            if slot.awaited():
                 self._refuse(slot, failure_for(slot, error))
 
     # -- the line as a lane of deadlines
@@ -374,7 +374,7 @@ class Pool:
         line = self._line
         while line.next_deadline <= now:
             slot = line.pop_due()
-            error, awaited = self.failure_of(slot), not slot.abandoned()
+            error, awaited = self.failure_of(slot), slot.awaited()
             until = slot.awaited_until(now)
             if until:
                 # Before the others are told: their callbacks may call, cancel or close.
