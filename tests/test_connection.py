@@ -8,10 +8,18 @@ import time
 
 import pytest
 
-from tornado_memcache import Client, ConnectionFailed, ServerDead, ServerError, Timeout
+from tornado_memcache import (
+    Client,
+    ConnectionFailed,
+    ServerDead,
+    ServerError,
+    Timeout,
+    deadlines,
+)
 from tornado_memcache.connection import LONG_REST
 
 from .faultproxy import FaultProxy
+from .hand import Hand
 from .scripted import Close, Expect, Scripted, Send, Sleep
 
 LOG = "tornado_memcache"
@@ -172,13 +180,16 @@ async def test_a_connection_that_has_rested_is_looked_at_before_it_is_used(memca
 
 @pytest.mark.gen_test
 async def test_a_server_that_speaks_before_it_is_asked_is_not_connected_to_again_and_again(
-    expect_log,
+    expect_log, monkeypatch
 ):
+    monkeypatch.setattr(deadlines, "clock", Hand())
     expect_log(LOG, "dead: the server sent bytes before it was asked", times=1)
     async with Scripted([Send(b"220 mail ESMTP\r\n")]) as server:
         async with Client([server.address], min_connections=1) as client:
             client.warm_up()
-            await asyncio.sleep(0.1)
+            while not client._pools[0].health.dead:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.02)
             assert server.connections == 1
             with pytest.raises(ServerDead):
                 await client.get("k")
