@@ -19,7 +19,10 @@ from tornado_memcache.errors import (
     ServerError,
 )
 from tornado_memcache.protocol import STREAMED_BLOCK, Request
-from tornado_memcache.text import VERBS, encode_request, error_of, headers, read_number
+from tornado_memcache.slots import GatheredSlot
+from tornado_memcache.text import KEYLESS, VERBS, encode_request, error_of, headers, read_number
+
+from .grammar import requests_in
 
 KEY = b"k" * 250
 ALL = bytes(range(256))
@@ -98,49 +101,76 @@ block_ends = st.sampled_from([b"", b"\r\n", b"\r\nEND\r\n", b"\r", b"\r\nflush_a
 unsigned = st.sampled_from([0, 1, 2**32, BIG]) | st.integers(0, BIG)
 
 
-def _checked(key):
+#: What stands before the keys of a client: nothing, or what is a key itself.
+prefixes = st.sampled_from([b"", b"p:", b"\xc3\xbc", b"x" * 200, b"noreply"])
+
+
+#: How many words a line has beside its verb, its keys and noreply; storage has three.
+NUMBERS = {b"gat": 1, b"gats": 1, b"cas": 4, b"incr": 1, b"decr": 1, b"touch": 1}
+NUMBERS |= {b"flush_all": 1, b"verbosity": 1, b"stats": 2}
+
+
+def _checked(key, prefix):
     try:
-        return key_bytes(key)
+        return key_bytes(key, prefix)
     except InvalidKey:
         return None
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=400, deadline=None, database=None)
 @given(
     verb=st.sampled_from(sorted(VERBS)),
     keys=st.lists(any_keys, min_size=1, max_size=4),
+    prefix=prefixes,
     value=st.tuples(st.binary(max_size=8), block_ends).map(b"".join),
     large=st.booleans(),
     flags=st.integers(0, 2**32 - 1),
-    exptime=st.integers(-(2**31), 2**31 - 1),
+    exptime=st.sampled_from([0, -1, 2**31 - 1]) | st.integers(-(2**31), 2**31 - 1),
     cas_unique=unsigned,
     delta=unsigned,
     noreply=st.booleans(),
 )
 def test_an_encoded_line_has_exactly_one_crlf_outside_the_data_block(
-    verb, keys, value, large, **fields
+    verb, keys, prefix, value, large, noreply, **fields
 ):
     for key in keys:
         raw = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
-        fit = 0 < len(raw) <= 250 and not re.search(rb"[\x00-\x20\x7f]", raw)
-        assert (_checked(key) is not None) is fit
-    good = tuple(wire for wire in map(_checked, keys) if wire is not None)
-    if not good:
-        return
+        fit = 0 < len(raw) <= 250 - len(prefix) and not re.search(rb"[\x00-\x20\x7f]", raw)
+        assert (_checked(key, prefix) is not None) is fit
+    good = tuple(wire for wire in (_checked(key, prefix) for key in keys) if wire is not None)
     shape = VERBS[verb].shape
-    good = good if shape == "retrieval" else good[:1]
+    if verb in KEYLESS:
+        good = ()
+    elif not good:
+        return
+    elif shape != "retrieval":
+        good = good[:1]
     value = value * (STREAMED_BLOCK if large else 1)
-    data = b"".join(encode_request(Request(verb, good, value, **fields)))
-    line, crlf, rest = data.partition(b"\r\n")
-    assert crlf
-    assert rest == (value + b"\r\n" if shape == "storage" else b"")
-    assert not re.search(rb"[\x00-\x1f\x7f]", line)
-    words = line.split(b" ")
-    assert b"" not in words
-    assert words[0] == verb
-    assert len(words) <= 7 + len(good)
-    if shape == "storage":
-        assert int(words[4]) == len(value)
+    argument = {b"stats": b"items 1", b"verbosity": b"1"}.get(verb, b"")
+    noreply = noreply and shape not in ("retrieval", "version", "stats")
+    request = Request(verb, good, value, noreply=noreply, argument=argument, **fields)
+    data = b"".join(encode_request(request))
+    [written] = requests_in(data)
+    assert written.words[0] == verb
+    assert written.keys == good
+    assert written.block == (value if shape == "storage" else None)
+    if verb == b"flush_all" and not fields["exptime"]:
+        numbers = 0
+    else:
+        numbers = NUMBERS.get(verb, 3 if shape == "storage" else 0)
+    assert len(written.words) == 1 + len(good) + numbers + noreply
+    assert not noreply or written.words[-1] == b"noreply"
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(st.lists(any_keys, min_size=1, max_size=6), prefixes)
+def test_a_gathered_line_has_exactly_one_crlf(keys, prefix):
+    good = dict.fromkeys(wire for key in keys if (wire := _checked(key, prefix)) is not None)
+    if good:
+        slot = GatheredSlot(lambda key, data, flags: data, 0, 0.0)
+        slot.waiting = dict(good)
+        [written] = requests_in(b"".join(slot.encode()))
+        assert written.words[0] == b"get" and written.keys == tuple(good)
 
 
 # -- the pieces of replies
