@@ -47,7 +47,7 @@ class Gated:
         self._handler = StoreHandler(self.store)
         self._narrow = narrow
         self._ssl = ssl
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._place = ""
         self._key = b""
         self._held: _Connection | None = None
@@ -57,20 +57,50 @@ class Gated:
         if self._narrow:
             # By it Linux bounds what a sender's socket takes in, to about 140 kB.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
-        loop = asyncio.get_running_loop()
-        serving = loop.create_server(lambda: _Connection(self), sock=listener)
+        self._listener = listener
         # In nobody's context: it serves many callers.
-        self._server = await contextvars.Context().run(asyncio.ensure_future, serving)
+        self._begin(contextvars.Context().run(asyncio.ensure_future, self._accept()))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
+        self.stop()
+        self.release()
         self.reset()
-        while self.connections or self._handshakes:
+        while self.connections or self._tasks:
             await asyncio.sleep(0)
-        await self._server.wait_closed()
+
+    def stop(self) -> None:
+        """Accepts nobody any more: a connect is refused."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _begin(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self) -> None:
+        with self._listener:
+            while True:
+                peer, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+                self.accepted += 1
+                self._begin(asyncio.ensure_future(self._serve(peer)))
+
+    async def _serve(self, peer: socket.socket) -> None:
+        peer.setblocking(False)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        loop = asyncio.get_running_loop()
+        try:
+            while self._place == "handshake":
+                await asyncio.sleep(0)
+            await loop.connect_accepted_socket(lambda: _Connection(self), peer, ssl=self._ssl)
+        except OSError:  # (the client has gone)
+            peer.close()
+        except asyncio.CancelledError:
+            peer.close()
+            raise
 
     def hold(self, place: str, key: bytes = b"") -> None:
         """Has it stop at ``place``, of the reply to the next request for ``key...`` or for none."""
@@ -78,7 +108,7 @@ class Gated:
         self._place, self._key = place, key
         if place == "reading":
             for connection in self.connections:
-                connection.transport.pause_reading()
+                connection.go_on(False)
 
     @property
     def reads(self) -> bool:
@@ -92,7 +122,7 @@ class Gated:
         """Lets it go on, for good. May be called twice."""
         if self._place == "reading":
             for connection in self.connections:
-                connection.transport.resume_reading()
+                connection.go_on(True)
         self._place = ""
         connection, self._held = self._held, None
         if connection is not None:
@@ -102,29 +132,6 @@ class Gated:
         """Ends every connection at once."""
         for connection in self.connections:
             connection.transport.abort()
-
-    def made(self, connection: _Connection) -> None:
-        self.accepted += 1
-        self.connections.add(connection)
-        if self._ssl is not None:
-            connection.transport.pause_reading()
-            shaking = asyncio.ensure_future(self._shake_hands(connection))
-            self._handshakes.add(shaking)
-            shaking.add_done_callback(self._handshakes.discard)
-        elif not self.reads:
-            connection.transport.pause_reading()
-
-    async def _shake_hands(self, connection: _Connection) -> None:
-        while self._place == "handshake":
-            await asyncio.sleep(0)
-        loop, bare = asyncio.get_running_loop(), connection.transport
-        try:
-            connection.transport = await loop.start_tls(
-                bare, connection, self._ssl, server_side=True
-            )
-        except OSError:  # (the client has gone)
-            bare.abort()
-            self.connections.discard(connection)
 
     def answer(self, connection: _Connection, one: Request | Settled) -> None:
         if isinstance(one, Settled):
@@ -163,12 +170,18 @@ class _Connection(asyncio.Protocol):
         self._server = server
         self._reader = RequestReader(server.store.too_large)
         self._kept: bytes | None = None
+        self._reads = True
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        peer = transport.get_extra_info("socket")
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._server.made(self)
+        self._server.connections.add(self)
+        self.go_on(self._server.reads)
+
+    def go_on(self, reads: bool) -> None:
+        """Reads on, or stops reading."""
+        if reads is not self._reads and not self.transport.is_closing():
+            self._reads = reads
+            (self.transport.resume_reading if reads else self.transport.pause_reading)()
 
     def data_received(self, data: bytes) -> None:
         for one in self._reader.receive_data(data):
@@ -184,8 +197,8 @@ class _Connection(asyncio.Protocol):
         self._kept = data
 
     def send_kept(self) -> None:
-        kept, self._kept = self._kept, None
-        self.transport.write(kept)
+        kept, self._kept = self._kept or b"", None
+        self.send(kept)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)

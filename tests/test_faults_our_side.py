@@ -586,7 +586,7 @@ async def test_a_call_that_waited_for_a_slot_fails_under_its_own_boundary(
             client.close()
         else:
             # The holder's connection goes, and whoever is asked for a new one refuses.
-            server._server.close()
+            server.stop()
             server.reset()
         await until(lambda: len(waiters.failed) == 6)
         for _ in range(5):
