@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from fractions import Fraction
 
 import pytest
 
@@ -142,7 +141,6 @@ def test_numbers_without_their_fraction():
         (2.9, 2),
         (-2.9, -2),
         (True, 1),
-        (Fraction(7, 2), 3),
         (Decimal("4.5"), 4),
     ):
         assert whole("n", value, -9, 9) == number and type(whole("n", value, -9, 9)) is int
