@@ -221,7 +221,8 @@ async def test_back_in_the_turn_in_which_a_call_was_refused_is_one_outage_in_the
             await asyncio.sleep(0)
         outcomes = await outcomes_of(probe, *refused, client.get("k"))
         assert outcomes == [None, *outcomes[1:-1], None]
-        assert {type(outcome) for outcome in outcomes[1:-1]} == {ServerDead}
+        # (a loop that reads before it runs what is ready has refused nobody)
+        assert {type(outcome) for outcome in outcomes[1:-1]} <= {ServerDead}
         assert again.count == 1
 
 
@@ -265,7 +266,6 @@ async def test_dead_by_silence_then_back_is_one_probe_that_its_first_reply_decid
 @pytest.mark.parametrize("on_dead", ["fail", "rehash"])
 async def test_all_dead_fails_on_the_next_turn_without_a_connect(on_dead, expect_log, monkeypatch):
     expect_log(LOG, "taken for dead", times=3)
-    clock = Hand(time.monotonic())
     with contextlib.ExitStack() as stack:
         ports = [stack.enter_context(closed_port()) for _ in range(3)]
         servers = [f"{host}:{port}" for host, port in ports]
@@ -278,6 +278,8 @@ async def test_all_dead_fails_on_the_next_turn_without_a_connect(on_dead, expect
             await outcomes_of(*[client.get(f"k{n}") for n in range(100)])
             assert all(pool.health.dead for pool in client._pools)
             assert tried() == [1, 1, 1]
+            ends = [pool.health.dead_until for pool in client._pools]
+            clock = Hand(min(ends) - 0.1)
             monkeypatch.setattr(deadlines, "clock", clock)  # (the pauses stand still)
             begun = time.monotonic()
             calls = [client.get(f"k{n}") for n in range(500)]
@@ -295,7 +297,7 @@ async def test_all_dead_fails_on_the_next_turn_without_a_connect(on_dead, expect
             assert tried() == [1, 1, 1], "the dead are not asked"
             assert not client._deadlines.armed
             assert {pool.counts()["open"] + pool.pending for pool in client._pools} == {0}
-            clock.now += 1  # (the pauses are over)
+            clock.now = max(ends)  # (the pauses are over)
             outcomes = await outcomes_of(*[client.get(f"k{n}") for n in range(500)])
             kinds = Counter(type(outcome) for outcome in outcomes)
             assert kinds == {ConnectionFailed: 3, ServerDead: 497}
