@@ -310,7 +310,7 @@ MUTANTS = [
         "slots",
         "                if not waiter.done():\n                    waiter.set_result(item[0])\n",
         "                waiter.set_result(item[0])\n",
-        "test_call test_client",
+        "test_slots test_faults_replies test_faults_cancel",
     ),
     Mutant(
         "fork-shares-the-socket",
@@ -368,7 +368,7 @@ MUTANTS = [
         "stream",
         "        return not self.closed()\n\n    def read_from_fd",
         "        return super().reading()\n\n    def read_from_fd",
-        "test_faults_in_flight test_stream",
+        "test_connection test_stream",
     ),
     Mutant(
         "any-certificate",

@@ -67,7 +67,7 @@ def tried(mutant: Mutant) -> Verdict:
     seconds = time.monotonic() - begun
     if ran.returncode == 0:
         return Verdict(mutant, None, seconds)
-    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", ran.stdout, re.M)
+    failed = re.search(r"^(?:FAILED|ERROR) tests/([^\s\[]+)", ran.stdout, re.M)
     if ran.returncode != 1 or failed is None:
         raise RuntimeError(f"{mutant.name}: pytest ended with {ran.returncode}:\n{ran.stdout}")
     return Verdict(mutant, failed.group(1), seconds)
