@@ -134,7 +134,11 @@ PHASES = {
 
 
 class Names(Resolver):
-    """Names: "held.example" when it is let, "slow.example" behind an address that hangs."""
+    """Names: "held.example" when it is let, "slow.example" behind an address that hangs until then.
+
+    The second address of that is tried when `Scene.release` says so, not
+    after a time (a test sets `connector.LONGEST_STAGGER` to `AT_MOST`).
+    """
 
     def initialize(self, hanging: Any) -> None:
         self.hanging = hanging
@@ -143,7 +147,7 @@ class Names(Resolver):
     async def resolve(self, host: str, port: int, family: Any = 0) -> Any:
         real = (socket.AF_INET, ("127.0.0.1", port))
         if host == "slow.example":
-            return [(socket.AF_INET, self.hanging), real]
+            return [real] if self.found.is_set() else [(socket.AF_INET, self.hanging), real]
         await self.found.wait()
         return [real]
 
@@ -272,10 +276,19 @@ class Scene:
 
     # -- the whole
 
+    async def stand_still(self) -> None:
+        """Lets everybody come as far as they get before they are let go."""
+        await turn()
+        if self.phase.host == "slow.example":
+            await until(lambda: not _connection_is("resolving")(self))
+
     def release(self) -> None:
         self.let_go = True
         self.names.found.set()
         self.held.release()
+        for one in self.pool._connections:
+            if one.connecting and one._connector._addresses:
+                one._connector._next_attempt()
 
     def adds_up(self) -> None:
         for pool in self.client._pools:

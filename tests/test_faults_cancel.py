@@ -27,8 +27,8 @@ from tornado_memcache.boundaries import Entry
 
 from .hand import Shifted
 from .networks import full_backlog
-from .scenes import PHASES, Scene, servers, until, waits
-from .steps import cancel_at_every_step, turn
+from .scenes import AT_MOST, PHASES, Scene, servers, until, waits
+from .steps import cancel_at_every_step
 
 #: How many calls were cancelled in each phase.
 cancelled: Counter[str] = Counter()
@@ -308,7 +308,7 @@ async def test_a_call_cancelled_at_any_step(
     expect_log: Callable[..., Any],
 ) -> None:
     at = PHASES[phase]
-    monkeypatch.setattr(connector, "LONGEST_STAGGER", 0.002)
+    monkeypatch.setattr(connector, "LONGEST_STAGGER", AT_MOST)
     if phase == "waiting":
         expect_log("tornado_memcache", "fails: get 'holder'")
     held, other = servers(at)
@@ -333,7 +333,7 @@ async def test_a_call_cancelled_at_any_step(
                 if run.unsent and not company:
                     await run.has_left_the_line()
                 scene.ask_others()
-                await turn()
+                await scene.stand_still()
                 scene.release()
                 if not finished:
                     await run.has_one_outcome()
@@ -352,4 +352,7 @@ async def test_a_call_cancelled_at_any_step(
 
             number = await cancel_at_every_step(begin)
             cancelled[phase] += number
-            assert number >= at.steps
+            # (libuv calls who waits for a socket in the turn in which it is ready, asyncio in
+            # the next.)
+            libuv = not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
+            assert number >= at.steps - libuv
