@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from tornado_memcache.stream import SegmentStream
+from tornado_memcache.stream import MOST_SEGMENTS, SegmentStream
 
 
 class Receiver:
@@ -87,6 +87,29 @@ async def test_the_end_is_told_once(pair):
     stream.close()
     assert receiver.ended == [None]
     assert not stream.reading()
+
+
+@pytest.mark.parametrize("segments", [0, 1, 3, MOST_SEGMENTS, 3 * MOST_SEGMENTS + 1])
+@pytest.mark.gen_test
+async def test_on_a_loop_that_tells_once_all_is_read_up_to_the_end(pair, segments):
+    stream, theirs = pair
+    stream.told_once = True
+    receiver = stream.receiver = Receiver(bytearray(10 * segments + 10))
+    receiver.receiving = lambda: memoryview(receiver.buffer)[receiver.counts :][:10]
+    theirs.sendall(b"x" * 10 * segments)
+    theirs.close()
+    stream.read_from_fd(b"")  # (nobody tells of it again)
+    await turns(lambda: receiver.ended)
+    assert receiver.counts == 10 * segments
+
+
+def test_which_loops_tell_once(io_loop):
+    ours, theirs = socket.socketpair()
+    stream = SegmentStream(ours)
+    on_selectors = isinstance(io_loop.asyncio_loop, asyncio.SelectorEventLoop)
+    assert stream.told_once is not on_selectors
+    stream.close()
+    theirs.close()
 
 
 @pytest.mark.gen_test

@@ -18,6 +18,8 @@ SEGMENT = 64 * 1024
 #: Pieces up to this many bytes together are joined; larger ones go out
 #: through sendmsg without a copy.
 JOINED_BYTES = 64 * 1024
+#: So many segments are read in one turn of a loop that tells of them once.
+MOST_SEGMENTS = 16
 #: Linux takes at most this many pieces in one sendmsg (IOV_MAX).
 MOST_PIECES = 1024
 
@@ -48,6 +50,10 @@ class SegmentStream(IOStream):
         # IOStream makes a buffer of this size for each read; ours is unused.
         super().__init__(sock, read_chunk_size=1, **options)
         self.receiver: Receiver | None = None
+        loop = getattr(self.io_loop, "asyncio_loop", None)
+        #: True on a loop that may tell of a reset once, although there is more to read
+        #: before it, as libuv does: a selector tells again.
+        self.told_once = not isinstance(loop, asyncio.SelectorEventLoop)
 
     def reading(self) -> bool:
         # Without this IOStream drops its interest in READ while a write is
@@ -55,7 +61,13 @@ class SegmentStream(IOStream):
         return not self.closed()
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        self.read_segment()
+        if not self.told_once:
+            self.read_segment()
+            return None
+        for _ in range(MOST_SEGMENTS):
+            if not self.read_segment():
+                return None
+        detached(self.io_loop.add_callback, self.read_from_fd, buf)
         return None
 
     def read_segment(self) -> bool:
