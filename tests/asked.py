@@ -17,7 +17,7 @@ from tornado_memcache import Client, Request
 from tornado_memcache.connection import Connection
 
 #: Seconds that anything gets to come true, on a machine that does other things too.
-PATIENCE = 10.0
+PATIENCE = 30.0
 #: Both ways of a caller.
 STYLES = ("awaited", "callback")
 

@@ -3,8 +3,8 @@
 Its rows, in their words and order, each as a caller meets it: sockets, the
 public client, and values that carry their own key and a nonce. A module's
 own part in a row is shown in that module's tests; here nothing is known of
-the modules but the pool's counts. A deadline that must not be reached is a
-minute away, so that "at once" needs no clock.
+the modules but the pool's counts. A deadline that must not be reached is ten
+minutes away, so that "at once" needs no clock.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import time
 import tracemalloc
 
 import pytest
@@ -28,7 +29,7 @@ LOG = "tornado_memcache"
 #: It is less than the second after which a late connection is closed.
 SLACK = 0.9
 #: A deadline that no test lives to see.
-FAR = 60.0
+FAR = 600.0
 GET = Expect(b"get k\r\n")
 WARM = [Expect(b"get warm\r\n"), Send(b"END\r\n")]
 
@@ -54,7 +55,7 @@ async def ask_memcached(server, line: bytes, end: bytes = b"END\r\n") -> bytes:
 @pytest.mark.parametrize(
     "number, styles", [(1, ("awaited",)), (1, ("callback",)), (1000, STYLES)], ids=str
 )
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 async def test_sigstop_all_calls_fail_at_their_deadline_and_the_next_are_right(
     start_memcached, expect_log, number, styles
 ):
@@ -67,18 +68,19 @@ async def test_sigstop_all_calls_fail_at_their_deadline_and_the_next_are_right(
         assert await mc.set_multi(stored) == []
 
         server.stop()
-        asked, writes = [], []
+        asked, writes, begun = [], [], time.monotonic()
         for n in range(number):
             style, key = styles[n // 4 % len(styles)], keys[n % len(keys)]
             if n % 4 == 3:
                 writes.append(Asked(style, mc.set, f"other{n}", fresh(f"other{n}")))
             else:
                 asked.append(Asked(style, (mc.get, mc.gets, mc.get)[n % 4], key))
+        made = time.monotonic()
         for one in asked + writes:
             error = await one.failure(Timeout)
             assert error.phase == "reply" and error.maybe_applied is (one in writes)
             # (The calls of one tick that leave as one line have one deadline.)
-            assert deadline - 0.1 < one.took < deadline + SLACK
+            assert begun + deadline <= one.ended < made + deadline + SLACK
         assert counts(mc)["late"] == counts(mc)["open"] <= 1
 
         server.resume()
@@ -100,7 +102,7 @@ async def test_sigstop_all_calls_fail_at_their_deadline_and_the_next_are_right(
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_sigkill_in_mid_reply_fails_at_once_and_gives_no_partial_value(
     start_memcached, expect_log, heard, style
 ):
@@ -133,7 +135,7 @@ ENDS = {"RST": Reset(), "FIN": Close(), "half-close": HalfClose()}
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 async def test_an_end_in_mid_reply_fails_at_once_and_gives_no_partial_value(
     expect_log, heard, end, style
 ):
@@ -167,7 +169,7 @@ async def test_an_end_in_mid_reply_fails_at_once_and_gives_no_partial_value(
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_fin_after_a_reply_it_is_delivered_and_the_connection_not_reused(style):
     first, second, third = fresh("k"), fresh("j"), fresh("k")
     script = [Expect(b"get k\r\nget j\r\n"), Send(hit("k", first) + b"END\r\n"), Close()]
@@ -187,7 +189,7 @@ async def test_fin_after_a_reply_it_is_delivered_and_the_connection_not_reused(s
             assert server.connections == 3
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_fin_between_two_calls_is_noticed_and_the_next_call_has_a_new_connection(memcached):
     with FaultProxy(memcached.address) as proxy:
         async with Client([proxy.address], request_timeout=FAR) as mc:
@@ -205,7 +207,7 @@ async def test_fin_between_two_calls_is_noticed_and_the_next_call_has_a_new_conn
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("loop", ["runs", "is blocked"])
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 async def test_a_restart_between_two_calls_is_no_visible_error(start_memcached, style, loop):
     """Of any command, writes too: nothing was under way, so nothing may have been applied."""
     server = start_memcached()
@@ -239,7 +241,7 @@ FETCHES = {
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("fetch", FETCHES)
 @pytest.mark.parametrize("loop", ["runs", "is blocked"])
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_a_restart_between_gets_and_cas_is_false(start_memcached, loop, fetch, style):
     server = start_memcached()
     async with Client([server.address]) as mc:
@@ -275,7 +277,7 @@ NO_CAS = [Expect(b"get k\r\n"), Send(b"END\r\n")]
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_a_cas_that_was_not_sent_when_its_connection_was_lost_is_false(expect_log, style):
     """It waits behind a write that the server does not read, and would be asked again."""
     expect_log(LOG, "fails: set 'big'")
@@ -293,7 +295,7 @@ async def test_a_cas_that_was_not_sent_when_its_connection_was_lost_is_false(exp
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_a_cas_in_the_waiting_line_when_a_connection_is_lost_is_false(expect_log, style):
     expect_log(LOG, "fails: get 'slow'")
     script = [*UNIQUE, Expect(b"get slow\r\n"), Until(lambda: end), Reset()]
@@ -311,7 +313,7 @@ async def test_a_cas_in_the_waiting_line_when_a_connection_is_lost_is_false(expe
             assert counts(mc)["pending"] == 0
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_a_token_that_came_with_the_end_of_its_connection_is_of_before_the_loss():
     script = [UNIQUE[0], Send(hit("k", b"v", b" 1") + b"END\r\nstray\r\n")]
     async with Scripted(script, NO_CAS) as server:
@@ -325,7 +327,7 @@ async def test_a_token_that_came_with_the_end_of_its_connection_is_of_before_the
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 async def test_one_byte_at_a_time_gives_the_right_values(memcached, heard, style):
     with FaultProxy(memcached.address) as proxy:
         proxy.requests.slice = proxy.replies.slice = 1
@@ -355,7 +357,7 @@ async def test_one_byte_at_a_time_gives_the_right_values(memcached, heard, style
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_a_reply_that_is_split_at_every_offset_gives_the_right_outcome(name, style, heard):
     exchange = EXCHANGES[NAMES.index(name)]
     script = []
@@ -373,7 +375,7 @@ async def test_a_reply_that_is_split_at_every_offset_gives_the_right_outcome(nam
 
 
 @pytest.mark.parametrize("size", [0, 200, 20_000])
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 async def test_values_that_are_split_at_every_offset_are_the_right_values(heard, size):
     """A value is full of ends of replies; the large one is received in a buffer of its own."""
     keys = ["a", "b", "c"]
@@ -401,7 +403,7 @@ async def test_values_that_are_split_at_every_offset_are_the_right_values(heard,
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_a_drip_for_ever_the_deadline_holds_although_bytes_flow(
     memcached, expect_log, heard, style
 ):
@@ -429,7 +431,7 @@ async def test_a_drip_for_ever_the_deadline_holds_although_bytes_flow(
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_an_early_reply_to_a_big_set_goes_to_the_right_caller(style):
     """The server refuses the header, while most of the block is yet to be written."""
     big, value = b"x" * 20_000_000, fresh("k")
@@ -456,7 +458,7 @@ async def test_an_early_reply_to_a_big_set_goes_to_the_right_caller(style):
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_an_early_reply_of_a_real_memcached_goes_to_the_right_caller(memcached, style):
     settings = {"max_value_size": 9_000_000, "max_connections": 1, "request_timeout": FAR}
     async with Client([memcached.address], **settings) as mc:
@@ -477,7 +479,7 @@ async def test_an_early_reply_of_a_real_memcached_goes_to_the_right_caller(memca
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 async def test_a_set_of_200_kb_and_a_get_of_its_key_in_one_tick_the_new_value_always(
     memcached, style
 ):
@@ -495,7 +497,7 @@ async def test_a_set_of_200_kb_and_a_get_of_its_key_in_one_tick_the_new_value_al
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=60)
 async def test_the_same_in_the_first_tick_of_a_client(memcached, style):
     for number in range(30):
         async with Client([memcached.address], max_connections=number % 4 + 1) as mc:
@@ -510,7 +512,7 @@ async def test_the_same_in_the_first_tick_of_a_client(memcached, style):
 
 @pytest.mark.parametrize("size", [0, 400_000])
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 async def test_a_set_that_timed_out_then_a_newer_set_the_newer_stays(
     start_memcached, expect_log, style, size
 ):
@@ -543,14 +545,14 @@ async def test_a_set_that_timed_out_then_a_newer_set_the_newer_stays(
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("number", [1, 50, 1000])
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 async def test_a_peer_that_stops_reading_while_we_write_50_mb(silent, expect_log, number, style):
     """What waits to be written are the callers' own values: nothing is kept beside them."""
     expect_log(LOG, "fails|dead", times=range(1, 3))
     size = 50_000_000 // number
     values = {f"k{n}": fresh(f"k{n}", size) for n in range(number)}
     held = {key: sys.getrefcount(values[key]) for key in values}
-    settings = {"request_timeout": 0.15, "max_value_size": size}
+    settings = {"request_timeout": 0.15, "max_value_size": size, "max_connections": 1}
     async with Client([silent.address], **settings) as mc:
         warm = Asked(style, mc.get, "warm")
         await until(lambda: counts(mc)["busy"] == 1)
@@ -561,7 +563,8 @@ async def test_a_peer_that_stops_reading_while_we_write_50_mb(silent, expect_log
             kept, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert peak < 2_000_000 + 2_000 * number, "a copy of what waits was made"
+        # (In debug mode asyncio keeps a traceback for each call.)
+        assert peak < 2_000_000 + 10_000 * number, "a copy of what waits was made"
         assert errors[0].maybe_applied
         assert number == 1 or not errors[-1].maybe_applied, "more was taken than could leave"
         await warm.failure(Timeout)
