@@ -25,7 +25,7 @@ from .deadlines import NOBODY, Deadlines
 from .errors import InvalidKey, InvalidRequest, MemcacheError, Timeout, ValueTooLarge
 from .fanout import Fanout
 from .funnel import How, Key
-from .outcomes import CasUnique, Replies
+from .outcomes import Replies, outdated
 from .pool import Pool
 from .protocol import Reply, Request, fail
 from .serializer import Serializer
@@ -343,7 +343,7 @@ class Client(Commands):
         """
         self._check_request(request)
         pool = self._pool_of(request, route)
-        if _is_outdated(request, pool):
+        if outdated(request.cas_unique, pool):
             return self._settle(Reply(b"EXISTS"), how)
         return self._submit(pool, request, _reply, how)
 
@@ -367,7 +367,7 @@ class Client(Commands):
         for index, (request, route) in enumerate(asked):
             self._check_request(request)
             pool = self._pool_of(request, route)
-            if _is_outdated(request, pool):
+            if outdated(request.cas_unique, pool):
                 take(index, Reply(b"EXISTS"), True)
             else:
                 parts.append((pool, request, partial(take, index)))
@@ -404,12 +404,6 @@ def _route(route: Any) -> bytes | int:
     if isinstance(route, (str, bytes)):
         return key_bytes(route)
     raise TypeError(f"route must be an int, str or bytes, not {type(route).__name__}")
-
-
-def _is_outdated(request: Request, pool: Pool) -> bool:
-    """True for a cas whose unique is from before a connection was lost: it may fit any item."""
-    unique = request.cas_unique
-    return isinstance(unique, CasUnique) and not unique.fresh(pool)
 
 
 def _checked_prefix(prefix: Any) -> bytes:

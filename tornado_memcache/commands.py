@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import check_integer, listed, wire_exptime
 from .errors import InvalidRequest, MemcacheError
 from .funnel import Funnel, How, Key
-from .outcomes import CasUnique, FailedKeys, MultiResult, number, reached, stored, version
+from .outcomes import CasUnique, FailedKeys, MultiResult, number, outdated, reached, stored, version
 from .protocol import Item, Reply, Request
 from .text import KEYS_A_LINE, LINE_BYTES
 
@@ -250,7 +250,7 @@ class Commands(Funnel):
         wire, pool = self._locate(key)
         check_integer("cas_unique", cas_unique, 0, _BIGGEST)
         request = self._storage_request(b"cas", wire, value, exptime)
-        if isinstance(cas_unique, CasUnique) and not cas_unique.fresh(pool):
+        if outdated(cas_unique, pool):
             return self._settle(False, how)
         request = request._replace(cas_unique=cas_unique)
         return self._submit(pool, request, stored, how)

@@ -52,6 +52,11 @@ class CasUnique(int):
         return self.pool is pool and self.generation == pool.generation
 
 
+def outdated(unique: int, pool: Any) -> bool:
+    """True for a `CasUnique` that ``pool`` did not give, or gave before it lost a connection."""
+    return isinstance(unique, CasUnique) and not unique.fresh(pool)
+
+
 _OUTCOMES: dict[bytes, bool | None] = {
     b"STORED": True,
     b"NOT_STORED": False,

@@ -25,7 +25,7 @@ from .errors import (
 )
 from .health import FIRST_PAUSE, Health
 from .lanes import Line
-from .outcomes import CasUnique
+from .outcomes import outdated
 from .protocol import LARGE_WORK, ConnectionRefused, Reply, Request, Slot
 from .retry import UNANSWERED, failure_for, sort_out, untouched_by
 from .settings import Settings
@@ -266,8 +266,7 @@ class Pool:
 
     def _is_overtaken(self, slot: Slot) -> bool:
         """Answers a cas that waited while a connection was lost: its unique may fit any item."""
-        unique = slot.request.cas_unique
-        if not isinstance(unique, CasUnique) or unique.fresh(self):
+        if not outdated(slot.request.cas_unique, self):
             return False
         self.pending -= slot.weight
         slot.reply = Reply(b"EXISTS")

@@ -340,13 +340,16 @@ class GatheredSlot(RetrievalSlot):
         # Asking each of a hundred waiters would cost more than the keys do.
         return not self.waiting
 
-    def awaited(self) -> bool:
-        waiting = self.waiting.values()
-        return any(
-            not one.done()
-            for waiter in waiting
+    def _waiters(self) -> list[tuple[bytes, Any]]:
+        """Returns everybody who waits here, each with the key that was asked for."""
+        return [
+            (key, one)
+            for key, waiter in self.waiting.items()
             for one in (waiter if type(waiter) is list else (waiter,))
-        )
+        ]
+
+    def awaited(self) -> bool:
+        return any(not one.done() for _, one in self._waiters())
 
     def halves(self) -> list["GatheredSlot"]:
         """Returns two slots that share out what waits here, for a line that is too long."""
@@ -395,26 +398,21 @@ class GatheredSlot(RetrievalSlot):
             waiter.set_result(result)
 
     def fail(self, error: MemcacheError) -> None:
-        waiting, self.waiting, self._keys = self.waiting, {}, self.keys
-        for key, waiter in waiting.items():
-            for one in waiter if type(waiter) is list else (waiter,):
-                fail(one, self._of_one(error, key))
+        waiters = self._waiters()
+        self.waiting, self._keys = {}, self.keys
+        for key, one in waiters:
+            fail(one, self._of_one(error, key))
 
     def awaited_until(self, now: float) -> float:
-        longest = 0.0
-        for waiter in self.waiting.values():
-            for one in waiter if type(waiter) is list else (waiter,):
-                longest = max(longest, outlives(one, now))
-        return longest
+        return max((outlives(one, now) for _, one in self._waiters()), default=0.0)
 
     def expire(self, error: MemcacheError, now: float) -> float:
         longest = 0.0
-        for key, waiter in list(self.waiting.items()):
-            for one in waiter if type(waiter) is list else (waiter,):
-                until = outlives(one, now)
-                longest = max(longest, until)
-                if not until:
-                    fail(one, self._of_one(error, key))
+        for key, one in self._waiters():
+            until = outlives(one, now)
+            longest = max(longest, until)
+            if not until:
+                fail(one, self._of_one(error, key))
         if not longest:
             self.waiting, self._keys = {}, self.keys
         return longest
