@@ -115,7 +115,7 @@ def running_demo(server):
     ):
         try:
             said = b""
-            while not (url := re.search(rb"http://[\d.:]+", said)):
+            while not (url := re.search(rb"(http://[\d.:]+) .*\n", said)):  # (a whole line)
                 readable, _, _ = select.select([process.stdout], [], [], PATIENCE)
                 more = os.read(process.stdout.fileno(), 4096) if readable else b""
                 if not more:
@@ -123,7 +123,7 @@ def running_demo(server):
                     sys.exit(f"the demo did not start: {said.decode()}{log.read().decode()}")
                 said += more
             print(said.decode(), end="")
-            yield url[0].decode()
+            yield url[1].decode()
             process.terminate()
             if process.wait(PATIENCE) != 0:
                 sys.exit(f"the demo ended with status {process.returncode}")
