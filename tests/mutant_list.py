@@ -256,7 +256,7 @@ MUTANTS = [
         "dead-for-30-s",
         "a restarted server costs 30 s of misses (python-memcached)",
         "health",
-        "min(self._pause * 2 or FIRST_PAUSE, self._dead_retry)",
+        "min(self._pause * 2 or FIRST_PAUSE, longest, self._dead_retry)",
         "self._dead_retry",
         "test_health test_recovery",
     ),

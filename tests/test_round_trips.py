@@ -172,6 +172,8 @@ async def test_what_is_changed_after_the_call_to_a_face(memcached):
         contextlib.closing(old_module.Client([memcached.address])) as old,
     ):
         value, listed, keys = bytearray(b"value"), ["value"], ["a", "b"]
+        # (They are there already: the two clients have a connection each, in no order.)
+        assert await mc.set_multi({"a": value, "b": listed}) == []
         calls = [mc.set("a", value), mc.set("b", listed), mc.get_multi(keys)]
         calls.append(asyncio.ensure_future(called(old.set, "c", value)))
         await asyncio.sleep(0)

@@ -13,6 +13,10 @@ _log = logging.getLogger("tornado_memcache")
 
 #: The first pause before a dead server is tried again, in seconds.
 FIRST_PAUSE = 0.25
+#: A server that died less than this many seconds ago is tried again after at most
+#: `SHORT_PAUSE`: whoever is back from a short outage is in use again within a second.
+SHORT_OUTAGE = 2.0
+SHORT_PAUSE = 0.9
 #: A server that failed is called well after this long without a failure.
 QUIET = 1.0
 
@@ -24,7 +28,8 @@ class Health:
     from the server between them count once, and a later request has to
     time out before the next one counts. Any byte makes the server alive.
     A dead server is tried again after `FIRST_PAUSE`, then after twice as
-    long each time, up to ``dead_retry``; no timer drives it.
+    long each time, up to `SHORT_PAUSE` in the first two seconds and to
+    ``dead_retry`` later; no timer drives it.
     """
 
     def __init__(self, name: str, dead_retry: float, silences_until_dead: int) -> None:
@@ -39,6 +44,7 @@ class Health:
         #: How often the server was taken for dead.
         self.deaths = 0
         self.dead_until = 0.0
+        self._died_at = 0.0
         self._dead_retry = dead_retry
         self._pause = 0.0
         self._silences_until_dead = silences_until_dead
@@ -86,9 +92,11 @@ class Health:
         if not self.dead:
             self._failing(now)
             _log.warning("memcached %s is taken for dead: %s", self.name, why)
-        self.deaths += not self.dead
+            self.deaths += 1
+            self._died_at = now
         self.dead, self.probing, self.why = True, False, why
-        self._pause = min(self._pause * 2 or FIRST_PAUSE, self._dead_retry)
+        longest = SHORT_PAUSE if now - self._died_at < SHORT_OUTAGE else self._dead_retry
+        self._pause = min(self._pause * 2 or FIRST_PAUSE, longest, self._dead_retry)
         self.dead_until = now + self._pause * random.uniform(0.9, 1.0)
 
     def may_probe(self, now: float) -> bool:
