@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import io
 import pickle
 import zlib
 from typing import Any
@@ -224,9 +225,23 @@ async def test_persistent_ids(memcached):
 
     with both(memcached.address, pid=pid, pload=things.__getitem__) as (mc, other):
         assert await mc.set("k", [things["lamp"]]) is True
-        assert other.get("k")[0] is things["lamp"]
-        other.set("t", [things["lamp"]])
-        assert (await mc.get("t"))[0] is things["lamp"]
+        assert (await mc.get("k"))[0] is things["lamp"]
+        assert b"lamp" in memcached.ask(b"get k\r\n", b"END\r\n")
+        if a_pickler_takes_a_hook():
+            assert other.get("k")[0] is things["lamp"]
+            other.set("t", [things["lamp"]])
+            assert (await mc.get("t"))[0] is things["lamp"]
+
+
+def a_pickler_takes_a_hook() -> bool:
+    """False on Python 3.13.0, where python-memcached's ``pid`` and ``pload`` do not work."""
+    try:
+        pickle.Pickler(io.BytesIO()).persistent_id = None  # type: ignore[method-assign]
+    except AttributeError:
+        return False
+    except TypeError:
+        pass  # (it is to be callable)
+    return True
 
 
 @pytest.mark.gen_test

@@ -156,10 +156,12 @@ def placed_by_pylibmc(servers, weights, behaviors):
     finally:
         client.disconnect_all()
     places = {}
-    for index, server in enumerate(servers):
-        for key in held_by(server):
-            assert key not in places
-            places[key] = index
+    for _ in range(5):  # (a dump leaves out the items that are being moved in their LRU)
+        for index, server in enumerate(servers):
+            for key in held_by(server):
+                assert places.setdefault(key, index) == index
+        if len(places) == len(KEYS):
+            break
     assert len(places) == len(KEYS)
     return [places[key] for key in WIRES]
 

@@ -78,12 +78,14 @@ class PythonMemcachedValues:
 
     def _pickled(self, value: Any) -> bytes:
         file = io.BytesIO()
-        try:
-            pickler = self.pickler(file, protocol=self.protocol)
-        except TypeError:
-            pickler = self.pickler(file, self.protocol)
-        if self.persistent_id is not None:
-            pickler.persistent_id = self.persistent_id
+
+        def make(pickler: Any) -> Any:
+            try:
+                return pickler(file, protocol=self.protocol)
+            except TypeError:
+                return pickler(file, self.protocol)
+
+        pickler = _with_hook(make, self.pickler, "persistent_id", self.persistent_id)
         pickler.dump(value)
         return file.getvalue()
 
@@ -118,15 +120,29 @@ class PythonMemcachedValues:
 
     def _unpickled(self, key: bytes, data: bytes) -> Any:
         try:
-            unpickler = self.unpickler(io.BytesIO(data))
-            if self.persistent_load is not None:
-                unpickler.persistent_load = self.persistent_load
+            unpickler = _with_hook(
+                lambda unpickler: unpickler(io.BytesIO(data)),
+                self.unpickler,
+                "persistent_load",
+                self.persistent_load,
+            )
             return unpickler.load()
         except Exception as error:
             # What else an unpickler raises may hold a piece of the value.
             told = error if isinstance(error, pickle.UnpicklingError) else type(error).__name__
             _log.warning("value of key %s cannot be unpickled: %s", shown(key), told)
             return None
+
+
+def _with_hook(make: Callable[[Any], Any], kind: Any, name: str, hook: Any) -> Any:
+    """Returns ``make(kind)``, with ``hook`` as its method ``name`` if there is one."""
+    made = make(kind)
+    if hook is not None:
+        try:
+            setattr(made, name, hook)
+        except AttributeError:  # (Python 3.13.0 takes it from a class only)
+            made = make(type(kind.__name__, (kind,), {name: staticmethod(hook)}))
+    return made
 
 
 def cause_of(error: SerializationError) -> Exception:
