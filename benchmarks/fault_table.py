@@ -29,14 +29,14 @@ def as_rst(found: dict[str, Any]) -> str:
     lines += ["", *_wrapped(_counts(found)), "", *_versions(found, "- "), ""]
     lines += ["What was done, row by row:", ""]
     for number, row in enumerate(found["faults"].values(), 1):
-        lines += _item(f"{number}. ", f"*{row['title']}*: {row['about']}")
+        lines += item(f"{number}. ", f"*{row['title']}*: {row['about']}")
     lines += ["", "What was seen besides:", ""]
     for number, fault in enumerate(found["faults"], 1):
         for client in found["about"]["clients"]:
             one = _one(found, fault, client)
             if one["detail"] and one["good"] is False:
                 title = found["about"]["clients"][client]["title"]
-                lines += _item("- ", f"{number}, {title}: {_literal(one['detail'])}")
+                lines += item("- ", f"{number}, {title}: {_literal(one['detail'])}")
     return "\n".join(lines) + "\n"
 
 
@@ -110,8 +110,8 @@ def _versions(found: dict[str, Any], bullet: str = "") -> list[str]:
     about = found["about"]
     lines = []
     for client in about["clients"].values():
-        lines += _item(bullet, f"{client['title']} {client['version']}: {client['settings']}")
-    lines += _item(
+        lines += item(bullet, f"{client['title']} {client['version']}: {client['settings']}")
+    lines += item(
         bullet,
         f"Python {about['python']}, Tornado {about['tornado']}, memcached {about['memcached']}, "
         f"{about['cores']} cores; the whole run took {found['seconds']} s",
@@ -128,7 +128,7 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 95, break_long_words=False, break_on_hyphens=False)
 
 
-def _item(bullet: str, text: str) -> list[str]:
+def item(bullet: str, text: str) -> list[str]:
     indent = " " * len(bullet)
     return textwrap.wrap(
         text,

@@ -1,8 +1,10 @@
 """One small adapter for each client, so that all can be driven alike.
 
-Knows what is asked of a client here: open, get, set, get_multi, close, with
-keys as str and values as bytes. It must not know what is measured. An
-adapter changes no behaviour: what its client does not do, it does not do.
+Knows what is asked of a client here. For the table of faults: open, get, set,
+get_multi, close, with keys as str and values as bytes. For speed: open_best,
+and then the client's own methods with nothing around them. It must not know
+what is measured. An adapter changes no behaviour: what its client does not
+do, it does not do.
 """
 
 from __future__ import annotations
@@ -14,8 +16,31 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-#: The modules of this folder, in the order of the columns.
+#: The clients to which faults are done, in the order of the columns.
 NAMES = ("ours", "emcache", "aiomcache", "memcachio", "pymemcache", "python_memcached")
+#: What is no client: the least that anything could cost.
+FLOORS = ("bare_pipelined", "bare_batched", "raw_socket", "loop_alone")
+#: All that are measured, in the order of the rows. The modules of this folder.
+MEASURED = (
+    "ours",
+    "ours_callbacks",
+    "emcache",
+    "emcache_autobatching",
+    "aiomcache",
+    "memcachio",
+    "pymemcache_threads",
+    "pymemcache",
+    "python_memcached",
+    "pylibmc",
+    *FLOORS,
+)
+#: Seconds that a call may take where speed is measured: nobody is to fail of being slow.
+PATIENCE = 30.0
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
 
 
 class Adapter:
@@ -36,6 +61,34 @@ class Adapter:
     decompresses = False
     #: What is not left at its default here, T being the timeout.
     settings = ""
+
+    # -- where speed is measured
+
+    #: How it is used: "await", "call" (its calls block) or "callback".
+    style = "await"
+    #: Its settings there, of which `open_best` makes something for so many callers.
+    best = "as it is by default"
+    #: Its keys are bytes, not str.
+    bytes_keys = False
+    #: ``fetch`` gives an object whose ``value`` is the value, not the value itself.
+    items = False
+    #: The kinds of workloads that it can do, and whether it takes many servers.
+    kinds: frozenset[str] = frozenset({"gets", "mix", "burst", "multi", "sets"})
+    many_servers = True
+    #: The client's own methods: get(key), set(key, value), get_multi(keys).
+    fetch: Any = None
+    store: Any = None
+    fetch_many: Any = None
+
+    async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
+        """Makes the client as it serves so many callers, and values of that size, best."""
+        raise NotImplementedError
+
+    def values(self, found: Any, keys: list[Any]) -> list[bytes]:
+        """Returns the values in what ``fetch_many`` gave for ``keys``, in their order."""
+        return [found[key] for key in keys if key in found]
+
+    # -- where faults are done
 
     async def open(self, address: str, timeout: float, **how: Any) -> None:
         """Makes the client of the server at ``address`` ("host:port")."""
@@ -63,6 +116,8 @@ class Blocking(Adapter):
     """
 
     blocking = True
+    style = "call"
+    kinds = frozenset({"gets", "multi", "sets"})
 
     def __init__(self) -> None:
         self.direct = False
@@ -122,6 +177,8 @@ def version(name: str) -> str | None:
         found = adapter(name)
     except ImportError:
         return None
+    if not found.distribution:
+        return ""  # (a floor, which nobody installs)
     try:
         return importlib.metadata.version(found.distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiomcache
 
-from . import Adapter
+from . import Adapter, host_and_port
 
 
 class Client(Adapter):
@@ -15,10 +15,31 @@ class Client(Adapter):
     distribution = "aiomcache"
     has_deadlines = False
     settings = "it has no timeouts; where a row needs one, asyncio.wait_for(call, T)"
+    #: So many connections at most: more are no quicker.
+    connections = 2
+    best = "pool_size=2, as by default; one for one caller"
+    bytes_keys = True
+    many_servers = False
+
+    async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
+        several = min(callers, self.connections)
+        self._client = aiomcache.Client(*host_and_port(addresses[0]), pool_size=several)
+        self.fetch, self.store = self._client.get, self._client.set
+
+    async def fetch_many(self, keys: list[bytes]) -> Any:
+        return await self._client.multi_get(*keys)
+
+    async def open_connections(self, address: str, count: int) -> Any:
+        """Opens ``count`` connections that stay idle; returns what holds them."""
+        client = aiomcache.Client(*host_and_port(address), pool_size=count)
+        await client.get(b"any")
+        return client
+
+    def values(self, found: Any, keys: list[Any]) -> list[bytes]:
+        return [value for value in found if value is not None]
 
     async def open(self, address: str, timeout: float, **how: Any) -> None:
-        host, _, port = address.rpartition(":")
-        self._client = aiomcache.Client(host, int(port))
+        self._client = aiomcache.Client(*host_and_port(address))
 
     async def get(self, key: str) -> bytes | None:
         return await self._client.get(key.encode())

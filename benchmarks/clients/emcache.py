@@ -1,4 +1,4 @@
-"""emcache: asyncio, a pool of up to two connections, a parser in Cython."""
+"""emcache: asyncio, a pool of two connections by default, a parser in Cython."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import emcache
 
-from . import Adapter
+from . import PATIENCE, Adapter, host_and_port
 
 
 class Client(Adapter):
@@ -15,13 +15,43 @@ class Client(Adapter):
     distribution = "emcache"
     takes_flags = True
     settings = "timeout=T, connection_timeout=T"
+    #: Whether gets of one tick are gathered.
+    autobatching = False
+    #: So many connections at most: more are slower, see docs/performance.rst.
+    connections = 2
+    best = (
+        "min_connections=max_connections=2 (its default maximum), timeout=30: with its own of "
+        "1 s callers starve at 256 callers and more"
+    )
+    bytes_keys = True
+    items = True
+
+    async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
+        several = min(callers, self.connections)
+        self._client = await emcache.create_client(
+            [emcache.MemcachedHostAddress(*host_and_port(address)) for address in addresses],
+            timeout=PATIENCE,
+            max_connections=several,
+            min_connections=several,
+            autobatching=self.autobatching,
+        )
+        self.fetch, self.store = self._client.get, self._client.set
+        self.fetch_many = self._client.get_many
+
+    async def open_connections(self, address: str, count: int) -> Any:
+        """Opens ``count`` connections that stay idle; returns what holds them."""
+        server = emcache.MemcachedHostAddress(*host_and_port(address))
+        return await emcache.create_client([server], max_connections=count, min_connections=count)
+
+    def values(self, found: Any, keys: list[Any]) -> list[bytes]:
+        return [found[key].value for key in keys if key in found]
 
     async def open(self, address: str, timeout: float, **how: Any) -> None:
-        host, _, port = address.rpartition(":")
         self._client = await emcache.create_client(
-            [emcache.MemcachedHostAddress(host, int(port))],
+            [emcache.MemcachedHostAddress(*host_and_port(address))],
             timeout=timeout,
             connection_timeout=timeout,
+            autobatching=self.autobatching,
         )
 
     async def get(self, key: str) -> bytes | None:

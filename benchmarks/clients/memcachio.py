@@ -7,7 +7,7 @@ from typing import Any
 
 import memcachio
 
-from . import Adapter
+from . import PATIENCE, Adapter, host_and_port
 
 
 class Client(Adapter):
@@ -15,11 +15,32 @@ class Client(Adapter):
     distribution = "memcachio"
     takes_flags = True
     settings = "read_timeout=T, connect_timeout=T, blocking_timeout=T"
+    best = "max_connections=2, as by default; blocking_timeout=30; one connection for one caller"
+    bytes_keys = True
+
+    async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
+        several = min(callers, 2)
+        places = [host_and_port(address) for address in addresses]
+        self._client: Any = memcachio.Client(
+            places[0] if len(places) == 1 else places,
+            max_connections=several,
+            blocking_timeout=PATIENCE,
+        )
+        self.store = self._client.set
+
+    async def fetch(self, key: bytes) -> bytes | None:
+        item = (await self._client.get(key)).get(key)
+        return None if item is None else item.value
+
+    async def fetch_many(self, keys: list[bytes]) -> Any:
+        return await self._client.get(*keys)
+
+    def values(self, found: Any, keys: list[Any]) -> list[bytes]:
+        return [found[key].value for key in keys if key in found]
 
     async def open(self, address: str, timeout: float, **how: Any) -> None:
-        host, _, port = address.rpartition(":")
-        self._client: Any = memcachio.Client(
-            (host, int(port)),
+        self._client = memcachio.Client(
+            host_and_port(address),
             read_timeout=timeout,
             connect_timeout=timeout,
             blocking_timeout=timeout,

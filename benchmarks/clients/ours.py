@@ -17,6 +17,19 @@ class Client(Adapter):
     can_be_unchecked = True
     decompresses = True
     settings = "request_timeout=T, connect_timeout=T"
+    best = "as it is by default; max_value_size for values over 1 MB"
+
+    async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
+        large = {"max_value_size": 2 * size} if size > 1_000_000 else {}
+        self._client = tornado_memcache.Client(addresses, **large)
+        self.fetch, self.store = self._client.get, self._client.set
+        self.fetch_many = self._client.get_multi
+
+    async def open_connections(self, address: str, count: int) -> Any:
+        """Opens ``count`` connections that stay idle; returns what holds them."""
+        client = tornado_memcache.Client([address], min_connections=count, max_connections=count)
+        client.warm_up()
+        return client
 
     async def open(self, address: str, timeout: float, **how: Any) -> None:
         if how.get("unchecked"):

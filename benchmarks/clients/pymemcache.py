@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from pymemcache import serde
-from pymemcache.client import base
+from pymemcache.client import base, hash
 
-from . import Blocking
+from . import Blocking, host_and_port
 
 
 class Client(Blocking):
@@ -19,11 +19,20 @@ class Client(Blocking):
     settings = (
         "timeout=T, connect_timeout=T; set(noreply=False), so that its outcome is the server's"
     )
+    best = "default_noreply=False: a set waits for its answer; HashClient for many servers"
+
+    async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
+        places = [host_and_port(address) for address in addresses]
+        if len(places) == 1:
+            self._client: Any = base.Client(places[0], default_noreply=False)
+        else:
+            self._client = hash.HashClient(places, default_noreply=False)
+        self.fetch, self.store = self._client.get, self._client.set
+        self.fetch_many = self._client.get_many
 
     def blocking_open(self, address: str, timeout: float, **how: Any) -> None:
-        host, _, port = address.rpartition(":")
         self._client = base.Client(
-            (host, int(port)),
+            host_and_port(address),
             timeout=timeout,
             connect_timeout=timeout,
             serde=serde.compressed_serde if how.get("compressed") else None,

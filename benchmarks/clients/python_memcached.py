@@ -16,6 +16,12 @@ class Client(Blocking):
     can_be_unchecked = True
     decompresses = True
     settings = "socket_timeout=T"
+    best = "as it is by default; server_max_value_length for values over 1 MB"
+
+    async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
+        self._client = memcache.Client(addresses, server_max_value_length=max(1 << 20, 2 * size))
+        self.fetch, self.store = self._client.get, self._client.set
+        self.fetch_many = self._client.get_multi
 
     def blocking_open(self, address: str, timeout: float, **how: Any) -> None:
         off = {"check_keys": False, "server_max_key_length": 0} if how.get("unchecked") else {}
