@@ -26,6 +26,8 @@ from .servers import started
 
 ABOUT = "bytes for each of 10 000 calls in flight, and of 100 idle connections"
 CALLS = 10_000
+#: Calls of one tick. Each is for another key, and the keys come again in the next tick.
+A_TICK = 1000
 CONNECTIONS = 100
 #: Which clients have calls that can wait, and which tell how connections are made.
 CLIENTS = (
@@ -85,21 +87,28 @@ WAYS = (plain, callback, own_timeout, default, budget)
 
 
 async def in_flight(
-    name: str, server: Memcached, way: Callable[[Any, list[Any]], Iterator[Any]]
+    name: str, server: Memcached, way: Callable[[Any, list[Any]], Iterator[Any]], keys: int
 ) -> dict[str, float]:
-    """Returns the bytes for each call, and of those that gave up if they are ours."""
+    """Returns the bytes for each call, and of those that gave up if they are plain and ours.
+
+    The calls ask for ``keys`` different keys. What a client remembers of
+    the keys that it knows already is not counted.
+    """
     client: Any = adapter(name)()
-    keys = [native(client, f"key:{number:06d}") for number in range(CALLS)]
-    server.resume()
+    asked = [native(client, f"key:{number % keys:06d}") for number in range(CALLS)]
+    ticks = [asked[first : first + A_TICK] for first in range(0, CALLS, A_TICK)]
     await client.open_best([server.address], CALLS, 100)
-    for first in range(0, CALLS, 1000):
-        await asyncio.gather(*[client.fetch(key) for key in keys[first : first + 1000]])
+    for tick in ticks:
+        await asyncio.gather(*map(client.fetch, tick))
     server.stop()
     calls: list[Any] = [None] * CALLS
+    numbers = iter(range(CALLS))
     tracemalloc.start()
     before = allocated()
-    for number, call in enumerate(way(client, keys)):
-        calls[number] = call
+    for tick in ticks:
+        for call in way(client, tick):
+            calls[next(numbers)] = call
+        await asyncio.sleep(0)
     for _ in range(5):
         await asyncio.sleep(0.002)
     found = {way.__name__: (allocated() - before) / CALLS}
@@ -131,7 +140,9 @@ async def connections(name: str, server: Memcached) -> float | None:
     )
     if open_connections is None:
         return None
-    server.resume()
+    # (What the first ones bring along for all.)
+    first = await open_connections(server.address, 2)
+    await asyncio.sleep(0.05)
     tracemalloc.start()
     before, others = allocated(), int(server.stats()["curr_connections"])
     keep = await open_connections(server.address, CONNECTIONS)
@@ -143,7 +154,7 @@ async def connections(name: str, server: Memcached) -> float | None:
         raise RuntimeError(f"it opened {count} of {CONNECTIONS} connections")
     await asyncio.sleep(0.05)
     found = (allocated() - before) / count
-    del keep
+    del keep, first
     tracemalloc.stop()
     return found
 
@@ -158,7 +169,10 @@ async def measured(name: str) -> dict[str, Any]:
         figures["connection"] = await connections(name, server)
     for way in WAYS if name == "ours" else WAYS[:1]:
         with started(1) as (server,):
-            figures.update(await in_flight(name, server, way))
+            figures.update(await in_flight(name, server, way, A_TICK))
+    with started(1) as (server,):
+        # A key that was never asked for, or too long ago, is checked and encoded again.
+        figures["new_keys"] = (await in_flight(name, server, plain, CALLS))["plain"]
     return figures
 
 

@@ -18,6 +18,7 @@ LIMITED = {
     "stall": {"all_back_ms": "all back, ms", "timers": "timers at most", "lag_ms": "loop lag, ms"},
     "memory": {
         "plain": "a call",
+        "new_keys": "key not known",
         "callback": "callback",
         "own_timeout": "timeout=",
         "default": "default=",
