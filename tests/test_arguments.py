@@ -9,6 +9,7 @@ import pytest
 
 from tornado_memcache import InvalidKey, InvalidRequest
 from tornado_memcache.arguments import (
+    check_default,
     check_integer,
     check_seconds,
     key_bytes,
@@ -162,3 +163,11 @@ def test_a_list_of_keys():
     for given in ("ab", b"ab", bytearray(b"ab"), memoryview(b"ab"), None, 5):
         with pytest.raises(TypeError, match="keys must be a list"):
             listed("keys", given)
+
+
+def test_a_callback_is_no_default():
+    for default in (None, 0, b"", "text", [], object()):
+        check_default(default)
+    for default in (print, list, test_a_callback_is_no_default):
+        with pytest.raises(TypeError, match="default must not be callable.*callback="):
+            check_default(default)

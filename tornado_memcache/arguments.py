@@ -93,6 +93,12 @@ def listed(name: str, keys: Any) -> list[Any]:
     return list(keys)
 
 
+def check_default(default: object) -> None:
+    """Raises `TypeError` for a callback where the outcome of a miss is meant."""
+    if callable(default):
+        raise TypeError("default must not be callable: to have it called pass callback=")
+
+
 def check_seconds(name: str, value: object) -> float:
     """Returns a length in seconds, which must be a finite number above 0."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):

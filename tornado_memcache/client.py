@@ -15,7 +15,7 @@ from tornado.netutil import Resolver
 
 from . import deadlines
 from .address import Server
-from .arguments import key_bytes
+from .arguments import check_default, key_bytes
 from .boundaries import Entry, entered
 from .call import CallbackCall, FutureCall, Terms, check_callbacks
 from .cluster import Cluster
@@ -225,8 +225,7 @@ class Client(Commands):
                 "a command takes timeout, callback and fail_callback"
             )
         check_callbacks(callback, fail_callback)
-        if callable(default):
-            raise TypeError("default must not be callable: to have it called pass callback=")
+        check_default(default)
         loop, register = self._cluster.loop, self._cluster.deadlines
         assert loop is not None and register is not None
         terms = Terms(timeout, self._settings.request_timeout)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .arguments import check_integer, listed, wire_exptime
+from .arguments import check_default, check_integer, listed, wire_exptime
 from .errors import InvalidRequest, MemcacheError
 from .funnel import Funnel, How, Key
 from .outcomes import CasUnique, FailedKeys, MultiResult, number, outdated, reached, stored, version
@@ -60,6 +60,7 @@ class Commands(Funnel):
         self, verb: bytes, key: Key, default: Any, exptime: int, how: Any
     ) -> "asyncio.Future[Any]":
         wire, pool = self._locate(key)
+        check_default(default)
         outcome = partial(self._value_of, wire, default)
         return self._submit(pool, Request(verb, (wire,), exptime=exptime), outcome, how)
 
