@@ -44,6 +44,13 @@ def test_a_connection_string_that_does_not_parse(spec):
     assert str(caught.value) == f'Unable to parse connection string: "{spec}"'
 
 
+def test_a_password_in_a_connection_string_is_not_told():
+    for spec in ("user:secret@h:1", "memcached://user:secret@h:1", ("user:secret@h:1", 1)):
+        with pytest.raises(ValueError) as caught:
+            parse_host(spec)
+        assert str(caught.value) == 'Unable to parse connection string: "...@h:1"'
+
+
 @pytest.mark.parametrize(
     "key, multi, wire",
     [

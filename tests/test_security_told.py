@@ -35,6 +35,7 @@ from tornado_memcache import (
 )
 from tornado_memcache import memcache as drop_in
 from tornado_memcache import tornadoasyncmemcache as old_module
+from tornado_memcache.address import Server
 from tornado_memcache.pickles import Pickle, SignedPickle
 from tornado_memcache.slots import slot_for
 
@@ -447,3 +448,41 @@ async def test_a_secret_is_in_no_repr_no_log_and_no_error(setting, memcached, si
             await asyncio.sleep(0.06)
         told.look()
     told.search(SECRET, SECRET.hex(), base64.b64encode(SECRET), repr(SECRET))
+
+
+#: What is no server of ours, with a password in it as others take one.
+WITH_A_PASSWORD: list[Any] = [
+    "memcached://user:{}@127.0.0.1:1",
+    "user:{}@127.0.0.1:1",
+    "user:{}@127.0.0.1",
+    ":{}@[::1]:1",
+    "{}@127.0.0.1:1",
+    "//user:{}@127.0.0.1:1",
+    "[user:{}@::1]",
+    "a:1,user:{}@b:1",
+    "user:{}" + "x" * 100 + "@127.0.0.1:1",
+    ("memcached://user:{}@127.0.0.1:1", 2),
+    ("user:{}@127.0.0.1", 1, 1),
+    Server("user:{}@h", 1),
+    Server("{}@h", 0),
+]
+
+
+def with_secret(spec: Any) -> Any:
+    if isinstance(spec, str):
+        return spec.format(SECRET.decode())
+    parts = [with_secret(part) if isinstance(part, str) else part for part in spec]
+    return Server(*parts) if isinstance(spec, Server) else tuple(parts)
+
+
+@pytest.mark.parametrize("spec", WITH_A_PASSWORD, ids=repr)
+@pytest.mark.parametrize("kind", [*FACES.values(), old_module.ClientPool])
+def test_a_password_that_was_written_into_a_server_is_not_told(kind, spec, told):
+    with contextlib.closing(kind(["127.0.0.1:1"])) as client:
+        for make_or_set in (kind, client.set_servers):
+            with pytest.raises((ValueError, TypeError)) as caught:
+                make_or_set([with_secret(spec)])
+            told.add(caught.value)
+        told.texts.append(repr(client))
+    # (a traceback shows the lines of this file, which do not hold it)
+    told.search(SECRET)

@@ -33,6 +33,23 @@ class Server(NamedTuple):
         return f"{self.host}:{self.port}"
 
 
+def shown_spec(spec: object) -> str:
+    """Returns ``spec`` as a message may show it: without what stands before an ``@``.
+
+    That may be a password, of a URL or of a form that others take.
+    """
+    text = spec if isinstance(spec, str) else repr(spec)
+    before, at, behind = text.rpartition("@")
+    if not at or before.startswith("unix:"):
+        return shown(spec)
+    return shown(f"...@{behind}")
+
+
+def told(spec: object) -> str:
+    """Returns how a message begins that is about ``spec``."""
+    return f"server {shown_spec(spec)}"
+
+
 def parse_server(spec: object) -> Server:
     """Returns the `Server` that ``spec`` names.
 
@@ -44,12 +61,11 @@ def parse_server(spec: object) -> Server:
         return _check_server(spec)
     if isinstance(spec, tuple):
         if len(spec) != 2:
-            raise InvalidServer(f"server {shown(spec)} must be (server, weight)")
+            raise InvalidServer(f"{told(spec)} must be (server, weight)")
         server = parse_server(spec[0])
         if isinstance(spec[1], int) and spec[1] > 1000 and spec[0] == server.host:
             raise InvalidServer(
-                f"server {shown(spec)}: the second is a weight; for a port write "
-                f'"{server.host}:{spec[1]}"'
+                f'{told(spec)}: the second is a weight; for a port write "{server.host}:{spec[1]}"'
             )
         return server._replace(weight=check_integer("weight", spec[1], 1, 1 << 16))
     if not isinstance(spec, str):
@@ -61,42 +77,42 @@ def parse_server(spec: object) -> Server:
 
 
 def _check_server(server: Server, spec: object = None) -> Server:
-    told = f"server {shown(server.name if spec is None else spec)}"
+    named = told(server.name if spec is None else spec)
     check_integer("weight", server.weight, 1, 1 << 16)
     if server.path is not None:
         if not server.path or "\0" in server.path:
-            raise InvalidServer(f"{told} names no path")
+            raise InvalidServer(f"{named} names no path")
         if len(server.path.encode("utf-8", "surrogateescape")) > MAX_PATH:
-            raise InvalidServer(f"{told}: a path of over {MAX_PATH} bytes")
+            raise InvalidServer(f"{named}: a path of over {MAX_PATH} bytes")
         return server
     check_integer("port", server.port, 1, 65535)
-    if not server.host or any(c.isspace() or not c.isprintable() or c == "/" for c in server.host):
-        raise InvalidServer(f"{told} names no host")
+    if not server.host or any(c.isspace() or not c.isprintable() or c in "/@" for c in server.host):
+        raise InvalidServer(f"{named} names no host")
     return server
 
 
 def _split(spec: str) -> tuple[str, int]:
     if "://" in spec:
-        raise InvalidServer(f"server {shown(spec)} is a URL; write host:port")
+        raise InvalidServer(f"{told(spec)} is a URL; write host:port")
     if "," in spec or any(c.isspace() for c in spec):
-        raise InvalidServer(f"server {shown(spec)} must be one host:port; list several servers")
+        raise InvalidServer(f"{told(spec)} must be one host:port; list several servers")
     if spec.startswith("/"):
-        raise InvalidServer(f"server {shown(spec)}: for a unix socket write unix:{spec}")
+        raise InvalidServer(f"{told(spec)}: for a unix socket write unix:/path")
     if spec.startswith("["):
         host, bracket, rest = spec[1:].partition("]")
         if not bracket or ":" not in host or (rest and not rest.startswith(":")):
-            raise InvalidServer(f"server {shown(spec)} must be [v6 address]:port")
+            raise InvalidServer(f"{told(spec)} must be [v6 address]:port")
         return host, _port(spec, rest[1:]) if rest else DEFAULT_PORT
     host, colon, port = spec.partition(":")
     if ":" in port:
-        raise InvalidServer(f"server {shown(spec)}: put a v6 address in brackets, [::1]:11211")
+        raise InvalidServer(f"{told(spec)}: put a v6 address in brackets, [::1]:11211")
     return host, _port(spec, port) if colon else DEFAULT_PORT
 
 
 def _port(spec: str, text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535:
         return int(text)
-    raise InvalidServer(f"server {shown(spec)}: the port must be from 1 to 65535")
+    raise InvalidServer(f"{told(spec)}: the port must be from 1 to 65535")
 
 
 def parse_servers(specs: object) -> tuple[Server, ...]:

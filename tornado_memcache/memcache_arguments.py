@@ -31,7 +31,10 @@ def parse_host(spec: Any) -> Server:
             if "path" in found:
                 return Server("", 0, found["path"], weight)
             return Server(found["host"], int(found["port"] or DEFAULT_PORT), None, weight)
-    raise ValueError(f'Unable to parse connection string: "{cut(str(text))}"')
+    # (what stands before an @ may be a password)
+    *before, behind = str(text).rsplit("@", 1)
+    told = f"...@{behind}" if before else behind
+    raise ValueError(f'Unable to parse connection string: "{cut(told)}"')
 
 
 def seconds(time: Any) -> int:
