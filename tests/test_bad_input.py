@@ -10,6 +10,7 @@ is under way meanwhile, are the witnesses. The faces are in
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -241,6 +242,10 @@ def never(outcome: Any) -> None:
     came.append(outcome)
 
 
+#: The style in which outcomes go to callbacks.
+NEVER: dict[str, Any] = {"callback": never, "fail_callback": never}
+
+
 def refused(client: Client, method: str, arguments: tuple[Any, ...], error: Any, told: str) -> None:
     """Asserts that a call raises as it should, in both styles and under a boundary."""
     call = getattr(client, method)
@@ -369,15 +374,16 @@ async def test_bad_keywords(method, silent):
         async with Client([silent.address]) as cold, Client([server.address]) as warm:
             await warm.set("other", 1)
             server.take()
+            came.clear()
             for how, error, told in HOW:
                 other = warm.get("other")
-                for client in (cold, warm):
-                    with pytest.raises(error, match=told):
-                        getattr(client, method)(*GOOD[method], **how)
+                for client, style in itertools.product((cold, warm), ({}, NEVER)):
+                    with pytest.raises(error, match=told), boundary(never):
+                        getattr(client, method)(*GOOD[method], **{**style, **how})
                 assert await other == 1
                 assert server.take() == [(b"get", b"other")]
             assert await silent.untouched()
-            assert len(warm._deadlines) == 0
+            assert came == [] and len(warm._deadlines) == 0
 
 
 @pytest.mark.parametrize(
@@ -398,10 +404,31 @@ async def test_nothing_to_do_is_no_io(empty, silent):
         call = getattr(client, method)(nothing)
         assert not call.done()
         assert not await call
+        outcome = asyncio.get_running_loop().create_future()
+        getattr(client, method)(nothing, callback=outcome.set_result, fail_callback=never)
+        assert not outcome.done()
+        assert not await outcome
         for how, error, told in HOW:
             with pytest.raises(error, match=told):
                 getattr(client, method)(nothing, **how)
         assert await silent.untouched()
+
+
+@pytest.mark.parametrize("method", ["get", "gat"])
+@pytest.mark.gen_test
+async def test_a_default_that_was_meant_as_a_callback(method, silent):
+    came.clear()
+    async with Recording() as server:
+        async with Client([silent.address]) as cold, Client([server.address]) as warm:
+            await warm.get("other")
+            server.take()
+            for client, style in itertools.product((cold, warm), ({}, NEVER)):
+                with pytest.raises(TypeError, match="default must not be callable.*callback="):
+                    getattr(client, method)(*GOOD[method], never, **style)
+            assert await warm.get("other") is None
+            assert server.take() == [(b"get", b"other")]
+            assert await silent.untouched()
+            assert came == []
 
 
 # -- settings, servers, serializers
@@ -437,7 +464,7 @@ async def test_bad_servers_connect_to_nobody(silent):
 @pytest.mark.gen_test
 async def test_what_a_serializer_must_not_return(encoded, silent):
     async with Client([silent.address], serializer=Odd(encoded)) as client:
-        for how in ({}, {"callback": never, "fail_callback": never}):
+        for how in ({}, NEVER):
             with pytest.raises(SerializationError):
                 client.set("k", 1, **how)
             with pytest.raises(SerializationError):
@@ -447,24 +474,30 @@ async def test_what_a_serializer_must_not_return(encoded, silent):
 
 @pytest.mark.gen_test
 async def test_a_value_over_a_limit_of_one_s_own(silent):
+    came.clear()
     async with Client([silent.address], max_value_size=10) as client:
-        with pytest.raises(ValueTooLarge, match="11 bytes; max_value_size is 10"):
-            client.set("k", b"x" * 11)
-        with pytest.raises(ValueTooLarge):
-            client.set("k", "\u00e9" * 6)
-        with pytest.raises(ValueTooLarge):
-            client.request(Request(b"set", (b"k",), b"x" * 11))
+        for style in ({}, NEVER):
+            with pytest.raises(ValueTooLarge, match="11 bytes; max_value_size is 10"):
+                client.set("k", b"x" * 11, **style)
+            with pytest.raises(ValueTooLarge):
+                client.set("k", "\u00e9" * 6, **style)
+            with pytest.raises(ValueTooLarge):
+                client.request(Request(b"set", (b"k",), b"x" * 11), **style)
         assert await silent.untouched()
+        assert came == []
 
 
 @pytest.mark.gen_test
 async def test_a_long_key_is_cut_in_the_message(silent):
+    came.clear()
     async with Client([silent.address]) as client:
         for key in ("k" * 500_000, b"\xff" * 500_000, "\n" * 500_000):
-            with pytest.raises(InvalidKey, match="500000 bytes|1000000 bytes") as caught:
-                client.get(key)
-            assert len(str(caught.value)) < 64 + 100
+            for style in ({}, NEVER):
+                with pytest.raises(InvalidKey, match="500000 bytes|1000000 bytes") as caught:
+                    client.get(key, **style)
+                assert len(str(caught.value)) < 64 + 100
         assert await silent.untouched()
+        assert came == []
 
 
 @pytest.mark.gen_test

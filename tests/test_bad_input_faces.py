@@ -282,11 +282,28 @@ METHODS: dict[str, tuple[Any, ...]] = {
 @pytest.mark.gen_test
 async def test_bad_keywords_of_the_drop_in(silent):
     with contextlib.closing(make("memcache", silent.address)) as mc:
+        came.clear()
         for method, arguments in METHODS.items():
             for how, error, told in KEYWORDS:
-                with pytest.raises(error, match=told):
-                    getattr(mc, method)(*arguments, **how)
+                for style in STYLES:
+                    with pytest.raises(error, match=told), boundary(never):
+                        getattr(mc, method)(*arguments, **{**style, **how})
         assert await silent.untouched()
+        assert came == []
+
+
+@pytest.mark.parametrize("face", ["memcache", "memcache-unchecked", "old module"])
+@pytest.mark.gen_test
+async def test_a_long_key_is_cut_in_the_message(face, silent):
+    came.clear()
+    with contextlib.closing(make(face, silent.address)) as client:
+        for key in ("k" * 500_000, b"\xff" * 500_000, "\n" * 500_000):
+            for style in STYLES:
+                with pytest.raises(Exception, match="(?i)key") as caught, boundary(never):
+                    client.set(key, "v", **style)
+                assert len(str(caught.value)) < 64 + 100
+        assert await silent.untouched()
+        assert came == []
 
 
 @pytest.mark.gen_test
