@@ -33,6 +33,7 @@ from tornado_memcache import (
 from .asked import EXCHANGES, NAMES, STYLES, Asked, Exchange, counts, hand_overs, lost, shorn, until
 from .faultproxy import FaultProxy
 from .hand import Hand
+from .networks import full_backlog
 from .nonces import fresh, nonce_of
 from .scripted import Close, Expect, Reset, Scripted, Send, Until
 
@@ -1105,6 +1106,28 @@ async def test_any_byte_a_late_reply_included_sets_the_count_to_0(expect_log, ti
                 assert not dead(mc), "the late reply did not count"
             await silence(mc, time)
             assert dead(mc)
+
+
+@every_style
+@pytest.mark.parametrize("ends", ["connect_timeout", "request_timeout"])
+@pytest.mark.gen_test(timeout=60)
+async def test_connect_timeouts_count_one_each(expect_log, time, ends, style):
+    """One each, however many calls waited for the connection."""
+    expect_log(LOG, "fails|dead", times=2)
+    connect_timeout = {"connect_timeout": FAR / 2, "request_timeout": FAR}[ends]
+    with full_backlog() as (host, port):
+        settings = {"request_timeout": FAR, "connect_timeout": connect_timeout}
+        async with Client([f"{host}:{port}"], **settings) as mc:
+            for number in range(1, 4):
+                asked = [Asked(style, mc.get, f"k{n}") for n in range(20)]
+                asked += [Asked(style, mc.set, f"k{n}", b"v") for n in range(20)]
+                assert counts(mc)["connecting"] == counts(mc)["open"] == 1
+                time.passes(mc, connect_timeout)
+                for one in asked:
+                    error = await one.failure(Timeout)
+                    assert error.phase == "connecting" and not error.maybe_applied
+                assert dead(mc) is (number == 3)
+            await Asked(style, mc.get, "k").failure(ServerDead)
 
 
 @every_style
