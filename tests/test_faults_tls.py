@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from tornado_memcache import Client, ConnectionFailed, ProtocolError, ServerDead, Timeout, boundary
+from tornado_memcache.tls import checked_context
 
 from .certificates import for_server, issued, memcached_arguments, trusting
 from .faultproxy import FaultProxy
@@ -178,6 +179,15 @@ async def test_an_old_version_of_tls_is_refused(version, expect_log):
             with pytest.raises(ConnectionFailed, match="TLS handshake failed"):
                 await client.get(SECRET)
         assert server.said == b""
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
+def test_a_system_that_allows_older_versions_changes_nothing(monkeypatch):
+    """Python's own default is TLS 1.2, but OpenSSL's configuration may lower it."""
+    lowered = ssl.create_default_context()
+    lowered.minimum_version = ssl.TLSVersion.TLSv1
+    monkeypatch.setattr(ssl, "create_default_context", lambda: lowered)
+    assert checked_context(True).minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 @pytest.mark.parametrize("end", ["cut_after", "reset_after"])
