@@ -108,7 +108,7 @@ class Rounds:
             addresses = [server.address for server in servers]
             for worker in able:
                 told = {"workload": workload.as_dict(), "addresses": addresses}
-                self._take(worker, found, "prepare", seconds=self._seconds, **told)
+                self._prepare(worker, found, {"seconds": self._seconds, **told})
             for _ in range(rounds):
                 for worker in able:
                     if not found[worker.client]["error"]:
@@ -117,6 +117,15 @@ class Rounds:
                 self._take(worker, found, "close")
         self._say(f"{workload.name}: {time.monotonic() - begun:.0f} s")
         return found
+
+    def _prepare(self, worker: Worker, found: dict[str, Any], told: dict[str, Any]) -> None:
+        """Makes a worker ready; a second time if the first failed, but not if it was wrong."""
+        self._take(worker, found, "prepare", **told)
+        first = found[worker.client]
+        if first["error"] and not first["wrong"]:
+            worker.end()
+            found[worker.client] = empty()
+            self._take(worker, found, "prepare", **told)
 
     def _take(self, worker: Worker, found: dict[str, Any], do: str, **told: Any) -> None:
         """Has a worker do something and keeps what it answers."""

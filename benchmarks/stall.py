@@ -35,6 +35,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.lag = 0.0
+        #: Timers at most, but for the one of who waits for the calls.
         self.timers = 0
         self._task = asyncio.ensure_future(self._tick())
 
@@ -45,7 +46,7 @@ class Watch:
             await asyncio.sleep(TICK)
             self.lag = max(self.lag, time.perf_counter() - begun - TICK)
             live = [one for one in getattr(loop, "_scheduled", ()) if not one.cancelled()]
-            self.timers = max(self.timers, len(live))
+            self.timers = max(self.timers, len(live) - 1)
 
     def end(self) -> None:
         self._task.cancel()

@@ -68,18 +68,19 @@ def steps(workload: Workload, keys: list[Any], values: list[bytes], calls: int) 
     count = len(keys)
     each = max(1, calls // workload.callers)
     items = list(zip(keys, values))
+    many = workload.kind in ("burst", "multi")
 
     def one(caller: int, number: int) -> Any:
         at = (caller * 7 + number * 13) % count
         if workload.kind == "mix":
             return (*items[at], (caller + number) % MIX == 0)
-        if workload.keys == 1:
+        if not many:
             return items[at]
         several = [items[(at + more) % count] for more in range(workload.keys)]
         return [key for key, _ in several], [value for _, value in several]
 
     # (Steps that come again are made once: a list of 1 000 keys is not small.)
-    made = functools.lru_cache(None)(one) if workload.keys > 1 else one
+    made = functools.lru_cache(None)(one) if many else one
     return [
         [made(caller, number % count) for number in range(each)]
         for caller in range(workload.callers)
