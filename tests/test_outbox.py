@@ -107,3 +107,20 @@ def test_much_is_taken_in_parts():
     assert len(outbox.unsent) == 2
     assert len(outbox.clear()) == 2
     assert not outbox
+
+
+def test_what_could_not_be_sent_is_put_back_as_it_was():
+    outbox, owed = Outbox(), deque([slot(b"set", b"earlier", value=b"v")])
+    outbox.unsent.append(slot(b"set", b"a", value=b"v", noreply=True))
+    outbox.take(owed)
+    slots = [
+        slot(b"set", key, value=b"v", noreply=noreply)
+        for key, noreply in ((b"b", True), (b"b", False), (b"c", True), (b"b", True), (b"d", False))
+    ]
+    outbox.unsent.extend(slots)
+    pieces, size, _ = outbox.take(owed)
+    outbox.put_back(owed)
+    assert list(outbox.unsent) == slots and not any(one.sent for one in slots)
+    assert [one.keys for one in owed] == [(b"earlier",)]
+    assert [one.keys for one in outbox.written] == [(b"a",)]
+    assert outbox.take(owed)[:2] == (pieces, size)

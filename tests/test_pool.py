@@ -222,6 +222,101 @@ async def test_too_many_connections_fails_the_call_and_backs_off(expect_log):
             assert server.connections == 1
 
 
+async def accepted(listener):
+    """Returns the other side of the connection that was made, with a request in its socket."""
+    listener.setblocking(False)
+    peer, _ = await asyncio.get_running_loop().sock_accept(listener)
+    peer.setblocking(False)
+    while True:
+        try:
+            if peer.recv(1, socket.MSG_PEEK):
+                return peer
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.gen_test
+async def test_what_the_server_said_is_read_though_the_next_write_fails(expect_log):
+    """Refused at the limit with a request unread: the line comes first, then a reset."""
+    expect_log(LOG, "limit of connections", times=1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        async with Client([f"{host}:{port}"]) as client:
+            first = client.set("j", b"v")
+            peer = await accepted(listener)
+            peer.sendall(b"ERROR Too many open connections\r\n")
+            peer.close()
+            second = client.set("k", b"v")  # its send fails: a reset is there
+            for call in (first, second):
+                with pytest.raises(ConnectionFailed, match="limit of connections") as caught:
+                    await call
+                assert not caught.value.maybe_applied
+
+
+RESET = b"\1\0\0\0\0\0\0\0"  # (SO_LINGER, no time)
+
+
+@pytest.mark.gen_test
+async def test_a_reply_found_when_a_send_fails_is_delivered_later_and_the_send_is_tried_again():
+    """No callback runs inside a call, and what was refused at the first byte was not sent."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        async with Client([f"{host}:{port}"]) as client:
+            seen, inside = [], False
+
+            def on_value(value):
+                assert not inside
+                seen.append(value)
+
+            client.get("j", callback=on_value)
+            peer = await accepted(listener)
+            peer.sendall(b"VALUE j 0 1\r\nv\r\nEND\r\n")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            peer.close()
+            inside = True
+            calls = [
+                client.set("k", b"1", noreply=True),
+                client.set("k", b"2"),
+                client.set("k", b"3", noreply=True),
+                client.get("k"),
+            ]
+            (connection,) = client._pools[0]._connections
+            connection.flush()
+            assert connection._stream.refuses and connection.owing == 5 and seen == []
+            inside = False
+            peer = await accepted(listener)
+            assert seen == [b"v"]
+            assert peer.recv(1000) == (
+                b"set k 0 0 1 noreply\r\n1\r\nset k 0 0 1\r\n2\r\n"
+                b"set k 0 0 1 noreply\r\n3\r\nget k\r\n"
+            )
+            peer.sendall(b"STORED\r\nVALUE k 0 1\r\n3\r\nEND\r\n")
+            assert await asyncio.gather(*calls) == [True, True, True, b"3"]
+            peer.close()
+
+
+@pytest.mark.gen_test
+async def test_bytes_that_nobody_asked_for_are_no_reply_to_what_could_not_be_sent():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        async with Client([f"{host}:{port}"]) as client:
+            first = client.get("k")
+            peer = await accepted(listener)
+            peer.sendall(HIT)
+            assert await first == b"v"
+            peer.sendall(b"NOT_STORED\r\n")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            peer.close()
+            (connection,) = client._pools[0]._connections
+            connection._rested_at = float("inf")  # (it has not rested: nobody looks first)
+            call = client.set("k", b"v")
+            assert connection._stream.refuses
+            peer = await accepted(listener)
+            peer.sendall(b"STORED\r\n")
+            assert await call is True
+            peer.close()
+
+
 # -- late connections
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 
 import pytest
+from tornado.iostream import StreamClosedError
 
 from tornado_memcache.stream import MOST_SEGMENTS, SegmentStream
 
@@ -152,6 +153,47 @@ async def test_a_broken_pipe_closes(pair):
     stream, theirs = pair
     receiver = stream.receiver = Receiver()
     theirs.close()
+    rest = stream.send_pieces([b"x"], 1)
+    assert stream.writing() and receiver.ended == []
+    await turns(lambda: receiver.ended)
+    assert stream.closed() and isinstance(receiver.ended[0], BrokenPipeError)
+    assert isinstance(rest.exception(), StreamClosedError)
+
+
+#: What is sent at once, and what waits in part when the send fails.
+SENDS = {"in one send": [b"x"], "the rest of a write": [b"x" * 8_000_000, b"y"]}
+
+
+@pytest.mark.parametrize("segments", [1, 3, MOST_SEGMENTS + 2])
+@pytest.mark.parametrize("sent", SENDS)
+@pytest.mark.gen_test
+async def test_what_came_before_a_send_that_fails_is_read_and_not_inside_it(pair, sent, segments):
+    stream, theirs = pair
+    receiver = stream.receiver = Receiver(bytearray(10 * segments + 10))
+    receiver.receiving = lambda: memoryview(receiver.buffer)[receiver.counts :][:10]
+    pieces = SENDS[sent]
+    if sent != "in one send":
+        stream.send_pieces(pieces, sum(map(len, pieces)))
+    theirs.sendall(b"x" * 10 * segments)
+    theirs.close()
+    if sent == "in one send":
+        stream.send_pieces(pieces, sum(map(len, pieces)))
+    else:
+        stream.write(b"more")
+    assert receiver.counts == 0 and stream.writing()
+    await turns(lambda: receiver.ended)
+    assert receiver.counts == 10 * segments
+    assert isinstance(receiver.ended[0], (BrokenPipeError, ConnectionResetError))
+    assert len(receiver.ended) == 1
+
+
+@pytest.mark.gen_test
+async def test_a_stream_that_is_closed_after_a_send_that_failed_reads_no_more(pair):
+    stream, theirs = pair
+    receiver = stream.receiver = Receiver()
+    theirs.sendall(b"unread")
+    theirs.close()
     stream.send_pieces([b"x"], 1)
-    assert stream.closed()
-    assert isinstance(receiver.ended[0], BrokenPipeError)
+    stream.close()
+    await asyncio.sleep(0.01)
+    assert receiver.data == b"" and len(receiver.ended) == 1

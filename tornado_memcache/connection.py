@@ -283,6 +283,8 @@ class Connection:
                 self._let_go(slot)
             rest = stream.send_pieces(pieces, size) if pieces else None
             if rest is not None:
+                if stream.refuses:
+                    outbox.put_back(self._protocol.owed)
                 rest.add_done_callback(self._drained, context=NOBODY)
             elif outbox.written:
                 self._loop.call_soon(self._deliver_written, context=NOBODY)

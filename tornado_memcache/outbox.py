@@ -27,7 +27,7 @@ class Outbox:
     batch asks for closes it, so that it leaves before the write.
     """
 
-    __slots__ = ("batch", "silent", "unsent", "written")
+    __slots__ = ("_taken", "batch", "silent", "unsent", "written")
 
     def __init__(self) -> None:
         self.unsent: deque[Slot] = deque()
@@ -36,6 +36,8 @@ class Outbox:
         self.silent: list[bytes] = []
         #: Noreply slots that were taken: they end when they are written.
         self.written: list[Slot] = []
+        #: What was taken last, in order.
+        self._taken: list[Slot] = []
 
     def __bool__(self) -> bool:
         return bool(self.unsent) or self.batch is not None
@@ -74,6 +76,7 @@ class Outbox:
         """
         pieces: list[bytes] = []
         withdrawn: list[Slot] = []
+        self._taken = taken = []
         size, unsent = 0, self.unsent
         while unsent and size < TAKEN_BYTES:
             slot = unsent.popleft()
@@ -81,6 +84,7 @@ class Outbox:
                 withdrawn.append(slot)
                 continue
             slot.sent = True
+            taken.append(slot)
             if slot.request.noreply:
                 self.silent.extend(slot.keys)
                 self.written.append(slot)
@@ -92,6 +96,14 @@ class Outbox:
             pieces += encoded
             size += sum(map(len, encoded)) if len(encoded) > 1 else len(encoded[0])
         return pieces, size, withdrawn
+
+    def put_back(self, owed: deque[Slot]) -> None:
+        """Undoes the last `take`, of which no byte left: nothing is owed for it."""
+        for slot in reversed(self._taken):
+            slot.sent = False
+            (self.written if slot.request.noreply else owed).pop()
+            self.unsent.appendleft(slot)
+        self._taken = []
 
     def clear(self) -> list[Slot]:
         """Empties the queue and returns what was in it."""

@@ -332,6 +332,7 @@ class Pool:
                 self._refuse(slot, failure_for(slot, error))
         for slot in reversed(again):  # (older than whatever is in line)
             slot.retried, slot.sent = slot.retried or not untouched_by(error), False
+            slot.confirms = ()  # (what it would have confirmed went with the connection)
             self._queue(slot, front=True)
         if not self.closed:
             if not made:

@@ -50,6 +50,8 @@ class SegmentStream(IOStream):
         # IOStream makes a buffer of this size for each read; ours is unused.
         super().__init__(sock, read_chunk_size=1, **options)
         self.receiver: Receiver | None = None
+        #: True after a `send_pieces` that failed before any of its bytes left.
+        self.refuses = False
         loop = getattr(self.io_loop, "asyncio_loop", None)
         #: True on a loop that may tell of a reset once, although there is more to read
         #: before it, as libuv does: a selector tells again.
@@ -111,8 +113,8 @@ class SegmentStream(IOStream):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.close(exc_info=error)
-            return None
+            self._send_failed(error)
+            self.refuses, sent = True, 0
         if sent == size:
             return None
         return detached(self._write_rest, pieces, sent)
@@ -135,6 +137,33 @@ class SegmentStream(IOStream):
             if self.closed():
                 break  # (a second write would raise at the caller)
         return self.write(bytes(small)) if small and not self.closed() else written
+
+    def write_to_fd(self, data: memoryview) -> int:
+        if self.error is not None:
+            return 0
+        try:
+            return super().write_to_fd(data)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._send_failed(error)
+            return 0
+
+    def _send_failed(self, error: OSError) -> None:
+        """Has the stream closed with ``error`` when all is read that had come before.
+
+        On a later tick, since the receiver runs callers' code, which must
+        not run inside a send. Until then the stream counts as writing.
+        """
+        self.error = error
+        detached(self.io_loop.add_callback, self._read_to_the_end)
+
+    def _read_to_the_end(self) -> None:
+        for _ in range(MOST_SEGMENTS):
+            if not self.read_segment():
+                self.close()
+                return
+        detached(self.io_loop.add_callback, self._read_to_the_end)
 
     def close(self, exc_info: Any = False) -> None:
         closing = not self.closed()
