@@ -10,7 +10,7 @@ import ssl
 import pytest
 
 from tornado_memcache import Client, ConnectionFailed, InvalidRequest, InvalidServer, memcache
-from tornado_memcache.stream import SEGMENT, SegmentStream
+from tornado_memcache.stream import MOST_SEGMENTS, SEGMENT, SegmentStream
 from tornado_memcache.tls import (
     RECORD,
     SecureStream,
@@ -129,6 +129,7 @@ def pair(io_loop):
         ours = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
     theirs.settimeout(5)
+    theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     stream = SegmentStream(ours)
     yield stream, theirs
     stream.close()
@@ -197,6 +198,48 @@ async def test_what_the_socket_does_not_take_follows_in_order(pair):
     assert got == whole and not secure.writing()
     secure.close()
     peer.close()
+
+
+SENDS = {"in one send": [b"x"], "the rest of a write": [b"x" * 8_000_000, b"y"]}
+
+
+@pytest.mark.parametrize("sent", SENDS)
+@pytest.mark.gen_test
+async def test_what_came_before_a_send_that_fails_is_read_and_not_inside_it(pair, sent):
+    secure, peer = await handshaken(pair)
+    receiver = secure.receiver = Receiver()
+    secure.send_pieces([b"never read"], 10)
+    if sent != "in one send":
+        secure.send_pieces(SENDS[sent], sum(map(len, SENDS[sent])))
+    told = [os.urandom(1000) for _ in range(9)]
+    for record in told:
+        peer.sendall(record)
+    peer.close()  # with something unread: a reset
+    if sent == "in one send":
+        secure.send_pieces(SENDS[sent], 1)
+    else:
+        secure.write(b"more")
+    assert secure.writing() and secure.error is not None
+    assert receiver.data == b"" and receiver.ended == []
+    await turns(lambda: receiver.ended)
+    assert receiver.data == b"".join(told)
+    assert isinstance(receiver.ended[0], OSError)
+    assert len(receiver.ended) == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 4 * MOST_SEGMENTS + 9])
+@pytest.mark.gen_test
+async def test_on_a_loop_that_tells_once_all_is_read_up_to_the_end(pair, count):
+    secure, peer = await handshaken(pair)
+    secure.told_once = True
+    told = b"x" * RECORD * count
+    receiver = secure.receiver = Receiver()
+    secure.io_loop.remove_handler(secure.socket)
+    await asyncio.get_running_loop().run_in_executor(None, peer.sendall, told)
+    peer.close()
+    secure.read_from_fd(b"")  # (nobody tells of it again)
+    await turns(lambda: receiver.ended)
+    assert receiver.data == told
 
 
 @pytest.mark.gen_test

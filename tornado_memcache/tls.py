@@ -14,7 +14,7 @@ from tornado.iostream import SSLIOStream
 
 from .deadlines import NOBODY, detached
 from .errors import InvalidRequest
-from .stream import SEGMENT, SegmentStream
+from .stream import MOST_SEGMENTS, SEGMENT, SegmentStream
 
 #: What a record of TLS holds at most, and one read of an SSL socket gives, in bytes.
 RECORD = 16 * 1024
@@ -122,10 +122,12 @@ class SecureStream(SegmentStream, SSLIOStream):
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         # What was decrypted and not read waits in the SSL layer while the
         # descriptor is silent; more than a segment waits for its turn there.
-        turns = SEGMENT // RECORD
-        while self.read_segment() and not self.closed():
+        turns = SEGMENT // RECORD * (MOST_SEGMENTS if self.told_once else 1)
+        while self.read_segment():
             turns -= 1
-            if turns <= 0 and not self.socket.pending():
+            if turns <= 0 and not self.closed() and not self.socket.pending():
+                if self.told_once:
+                    detached(self.io_loop.add_callback, self.read_from_fd, buf)
                 break
         return None
 
