@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+import tempfile
 import threading
 import time
 
@@ -161,6 +163,24 @@ async def test_unix_sockets(start_memcached, expect_log):
         with pytest.raises(ConnectionFailed, match="No such file") as caught:
             await client.get("k")
         assert caught.value.errno == 2
+
+
+@pytest.mark.gen_test
+async def test_a_unix_socket_whose_backlog_is_full_is_no_connection(expect_log):
+    expect_log(LOG, "taken for dead: cannot connect: Resource temporarily unavailable", times=1)
+    with (
+        tempfile.TemporaryDirectory(prefix="mc-") as folder,
+        socket.socket(socket.AF_UNIX) as listener,
+        socket.socket(socket.AF_UNIX) as first,
+    ):
+        path = f"{folder}/socket"
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        async with Client([f"unix:{path}"], request_timeout=600) as client:
+            with pytest.raises(ConnectionFailed) as caught:
+                await client.get("k")
+            assert (caught.value.phase, caught.value.errno) == ("connecting", errno.EAGAIN)
 
 
 @pytest.mark.gen_test

@@ -7,6 +7,8 @@ Everything it holds (a look-up, streams, a timeout) is undone by
 """
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,6 +34,17 @@ class Transport(NamedTuple):
 
     resolver: Resolver
     ssl_context: SSLContext | None = None
+
+
+def _check_backlog(stream: SegmentStream) -> None:
+    """Closes a stream to a unix socket that takes no more connections.
+
+    Linux says EAGAIN then, and goes on with nothing; IOStream would wait for it.
+    """
+    try:
+        stream.socket.getpeername()
+    except OSError:
+        stream.close(exc_info=BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
 
 
 class Connector:
@@ -119,6 +132,8 @@ class Connector:
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connecting = stream.connect(address)
         connecting.add_done_callback(lambda future: self._attempted(stream, future))
+        if family == socket.AF_UNIX and not stream.closed():
+            _check_backlog(stream)
         if self._addresses:
             self._timeout = self._io_loop.add_timeout(
                 timedelta(seconds=self._stagger), self._stagger_over
@@ -166,10 +181,10 @@ class Connector:
     def _fail(self, cause: OSError) -> None:
         self.close()
         if self.phase == "tls":
-            told, errno = handshake_failure(cause)
+            told, number = handshake_failure(cause)
         else:
-            told, errno = f"cannot connect: {cause.strerror or cause}", cause.errno
-        error = ConnectionFailed(told, errno=errno, server=self._server.name, phase=self.phase)
+            told, number = f"cannot connect: {cause.strerror or cause}", cause.errno
+        error = ConnectionFailed(told, errno=number, server=self._server.name, phase=self.phase)
         detached(self._io_loop.add_callback, self._failed, error)
 
     def _drop_timeout(self) -> None:
