@@ -189,11 +189,12 @@ async def test_kill_one_of_four_under_load(on_dead, down, port, start_memcached,
         first = [one for one in tries if one < tries[0] + SHORTEST]
         probes = tries[len(first) :]
         assert len(first) <= 3, seen
-        for number, (one, other) in enumerate(zip(tries[len(first) - 1 :], probes)):
-            doubled = SHORTEST * 2**number
-            if one - tries[0] < SHORT_OUTAGE:
-                doubled = min(doubled, 0.9 * SHORT_PAUSE)
-            assert other - one >= doubled, seen
+        due = FIRST_PAUSE
+        for one, other in zip(tries[len(first) - 1 :], probes):
+            assert other - one >= 0.9 * due, seen
+            due *= 2
+            if other - tries[0] < SHORT_OUTAGE + 0.1:
+                due = min(due, SHORT_PAUSE)
         assert len(probes) <= 1 + _doubling_pauses_in(tries[-1] - tries[0]), seen
 
         # The error window, and what becomes of the keys when it is over.
