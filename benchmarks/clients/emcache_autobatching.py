@@ -8,4 +8,7 @@ from . import emcache
 class Client(emcache.Client):
     title = "emcache, autobatching"
     autobatching = True
-    best = "autobatching=True, min_connections=max_connections=2 (its default maximum), timeout=30"
+    best = (
+        "autobatching=True, max_connections=min_connections=32, one for one caller (2 by default, "
+        "which are half as fast with sets among the gets), timeout=30"
+    )

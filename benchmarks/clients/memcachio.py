@@ -15,11 +15,13 @@ class Client(Adapter):
     distribution = "memcachio"
     takes_flags = True
     settings = "read_timeout=T, connect_timeout=T, blocking_timeout=T"
+    #: So many connections at most.
+    connections = 2
     best = "max_connections=2, as by default; blocking_timeout=30; one connection for one caller"
     bytes_keys = True
 
     async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
-        several = min(callers, 2)
+        several = min(callers, self.connections)
         places = [host_and_port(address) for address in addresses]
         self._client: Any = memcachio.Client(
             places[0] if len(places) == 1 else places,
