@@ -64,6 +64,8 @@ setup(
             "memcachio==0.5",
             "pymemcache==4.0.0",
             "python-memcached==1.62",
+            "pylibmc==1.6.3",
+            "uvloop>=0.21",
         ],
     },
     classifiers=[

@@ -158,4 +158,5 @@ def test_every_fault_tells_what_is_done():
 
 def test_every_adapter_is_named_and_only_those():
     folder = Path(clients.__file__).parent
-    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(clients.NAMES)
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(clients.MEASURED)
+    assert set(clients.NAMES) <= set(clients.MEASURED)

@@ -1,0 +1,279 @@
+"""The benchmarks measure what they say: every client is checked, a wrong one is found out.
+
+Runs every adapter that is installed against a real memcached, and a short
+measurement of two clients. No test depends on how fast anything is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import bars, drive, growth, rounds, svg, table, workloads, wrk
+from benchmarks import report as reporting
+from benchmarks.apart import once
+from benchmarks.bars import BARS, Bar, judge
+from benchmarks.checks import check
+from benchmarks.clients import MEASURED, adapter, version
+from benchmarks.drive import Wrong
+from benchmarks.workloads import WORKLOADS, Workload, names, steps, value_of
+
+from .memcacheds import Memcached
+
+ROOT = Path(__file__).resolve().parent.parent
+INSTALLED = [name for name in MEASURED if version(name) is not None]
+#: A workload of each kind, so short that it is only shown to work.
+TINY = [
+    Workload("tiny", "a few gets at a time", callers=4),
+    Workload("alone", "one caller"),
+    Workload("mixed", "gets and sets", "mix", callers=4),
+    Workload("burst", "a gather", "burst", keys=7),
+    Workload("multi", "a get_multi", "multi", keys=7),
+    Workload("large", "large values", size=300_000),
+    Workload("sets", "sets", "sets", size=1000),
+]
+
+
+async def driven(name: str, server: Memcached) -> list[str]:
+    """Checks one client and has it do each kind of workload that it can; returns which."""
+    done = []
+    for workload in TINY:
+        kind = adapter(name)
+        if not rounds.can(kind, workload):
+            continue
+        client = kind()
+        await client.open_best([server.address], workload.callers, workload.size)
+        try:
+            await check(client, workload)
+            keys = [key.encode() if kind.bytes_keys else key for key in names(workload)]
+            values = [value_of(key, workload.size) for key in names(workload)]
+            parts = steps(workload, keys, values, 8)
+            await drive.run(client, workload, parts)
+            times = await drive.run_clocked(client, workload, parts)
+            assert len(times) == sum(map(len, parts)) and min(times) > 0
+            values[:] = [b"another"] * len(values)
+            if workload.kind != "sets":
+                with pytest.raises(Wrong):
+                    await drive.run(client, workload, steps(workload, keys, values, 8))
+        finally:
+            await client.close()
+        done.append(workload.name)
+    await asyncio.sleep(0)
+    return done
+
+
+#: (In a process of its own: what a client leaves behind is not ours to clean up.)
+DRIVEN = """
+import asyncio, sys
+from tests.memcacheds import Memcached
+from tests.test_benchmarks import driven
+
+server = Memcached()
+try:
+    print(*asyncio.run(driven(sys.argv[1], server)))
+finally:
+    server.close()
+"""
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_every_client_gives_the_right_values_and_is_found_out_otherwise(name: str) -> None:
+    line = [sys.executable, "-c", DRIVEN, name]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "alone" in ended.stdout.split()
+
+
+class Forgetful:
+    """An adapter of a client that is wrong in one way."""
+
+    style, bytes_keys, items, kinds = "await", False, False, frozenset({"gets"})
+
+    def __init__(self, spoil: Any) -> None:
+        self._kept: dict[str, bytes] = {}
+        self._spoil = spoil
+
+    async def store(self, key: str, value: bytes) -> None:
+        self._kept[key] = self._spoil(value)
+
+    async def fetch(self, key: str) -> bytes | None:
+        return self._kept.get(key, self._spoil(None))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda value: value and value.rstrip(b"\r\n"),
+        lambda value: value and value.decode("ascii", "replace").encode(),
+        lambda value: value and value.partition(b"END\r\n")[0],
+        lambda value: b"" if value is None else value,
+    ],
+    ids=["strips", "decodes", "ends at END", "knows no miss"],
+)
+def test_a_client_that_is_not_binary_safe_or_knows_no_miss_is_not_timed(spoil: Any) -> None:
+    asyncio.run(check(Forgetful(lambda value: value), WORKLOADS["seq"]))  # type: ignore[arg-type]
+    with pytest.raises(Wrong):
+        asyncio.run(check(Forgetful(spoil), WORKLOADS["seq"]))  # type: ignore[arg-type]
+
+
+# -- a whole run
+
+
+def test_a_short_run_prints_its_tables_and_is_kept_and_reported(tmp_path: Path) -> None:
+    kept = tmp_path / "found.json"
+    line = [sys.executable, "-m", "benchmarks", "--clients", "ours,bare_batched", "--quiet"]
+    line += ["--workloads", "c32,get_multi100", "--rounds", "2", "--seconds", "0.02"]
+    ended = subprocess.run(
+        [*line, "--json", str(kept)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(kept.read_text())
+    assert ended.stdout.rstrip("\n") == table.as_text(found)
+    for title in ("this client", "bare Protocol, batched", "per second", "CPU a call", "bars"):
+        assert title in ended.stdout
+    assert set(found["results"]) == {"c32", "get_multi100"}
+    for clients in found["results"].values():
+        for one in clients.values():
+            assert len(one["rounds"]) == 2 and one["error"] is None
+            assert all(min(figures.values()) > 0 for figures in one["rounds"])
+    # Nothing of this machine but how many cores it has.
+    assert not {"host", "hostname", "node"} & set(found["about"])
+    assert found["about"]["clients"]["ours"]["settings"]
+    line = [sys.executable, "-m", "benchmarks.report", "--docs", str(tmp_path), str(kept)]
+    subprocess.run(line, cwd=ROOT, check=True, timeout=60)
+    assert "bare Protocol, batched" in (tmp_path / reporting.TABLES).read_text()
+    plots = list(tmp_path.glob("*.svg"))
+    assert plots
+    for plot in plots:
+        assert ElementTree.parse(plot).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_client_that_fails_or_is_wrong_fails_the_run() -> None:
+    good = {"rounds": [{"ops": 1.0}], "error": None, "wrong": False}
+    bad = {"rounds": [], "error": "Wrong: b'x'", "wrong": True}
+    assert not command.failed({"results": {"seq": {"ours": good}}})
+    assert command.failed({"results": {"seq": {"ours": good, "a": bad}}})
+
+
+def test_a_process_that_ends_is_a_failure_of_its_client() -> None:
+    worker = rounds.Worker("no_such_client", "asyncio")
+    assert "ended" in worker.ask("round")["error"]
+    worker.end()
+
+
+def test_a_stopped_server_is_measured() -> None:
+    found = once("stall", "ours", "asyncio")
+    assert found["timers"] >= 0 and found["all_back_ms"] > 99 and found["lag_ms"] > 0
+
+
+def test_what_wrk_prints_is_read() -> None:
+    said = "   50%   14.15ms\n  99%    1.20s \n 500 requests in 2.00s\nRequests/sec:   1720.14\n"
+    assert wrk.read(said) == {"ops": 1720.14, "p50": pytest.approx(0.01415), "p99": 1.2}
+    assert wrk.requests(said) == 500
+    for bad in ("  Non-2xx or 3xx responses: 7\n", "Socket errors: connect 0, read 3, write 0\n"):
+        with pytest.raises(RuntimeError):
+            wrk.read(bad + said)
+
+
+# -- the bars
+
+
+def results(**ops: list[float]) -> dict[str, Any]:
+    """Returns the results of one workload, with the figures of each client's rounds."""
+    clients = {
+        name: {"rounds": [{"ops": one} for one in values], "error": None, "wrong": False}
+        for name, values in ops.items()
+    }
+    return {"w": clients}
+
+
+def test_a_bar_is_judged_by_the_median_of_the_ratios_within_the_rounds() -> None:
+    bar = Bar("w", "ours", "peer", 2.0)
+    # Round by round 2, 2, 2: the machine was slower in the second, for both.
+    one = judge(bar, results(ours=[20.0, 2.0, 40.0], peer=[10.0, 1.0, 20.0]))
+    assert (one.measured, one.low, one.high, one.met) == (2.0, 2.0, 2.0, True)
+    one = judge(bar, results(ours=[19.0, 2.0, 30.0], peer=[10.0, 1.0, 20.0]))
+    assert (one.measured, one.low, one.high, one.met) == (1.9, 1.5, 2.0, False)
+
+
+def test_a_limit_is_judged_by_the_median() -> None:
+    bar = Bar("w", "ours", None, None, 10.0)
+    assert judge(bar, results(ours=[9.0, 10.0, 99.0])).met is True
+    assert judge(bar, results(ours=[9.0, 11.0, 99.0])).met is False
+
+
+def test_a_bar_without_figures_is_neither_met_nor_missed() -> None:
+    bar = Bar("w", "ours", "peer", 2.0)
+    failed = results(ours=[20.0], peer=[10.0])
+    failed["w"]["peer"]["error"] = "it failed"
+    for found in (results(ours=[20.0]), results(peer=[20.0]), {}, failed):
+        assert judge(bar, found).met is None
+    told = {"about": {"loop": "asyncio", "clients": {}}, "results": {"seq": {}}}
+    assert "not measured" in "\n".join(table.bar_table(told))
+
+
+def test_every_bar_names_what_there_is() -> None:
+    for bar in BARS:
+        assert bar.workload in command.DEFAULT
+        assert (bar.least is None) != (bar.most is None)
+        known = {*MEASURED, wrk.NO_CACHE}
+        assert bar.client in known and (bar.other is None or bar.other in known)
+        if bar.workload in table.LIMITED:
+            assert bar.figure in table.LIMITED[bar.workload]
+    assert len({bar.text + bar.workload + bar.loop for bar in BARS}) == len(BARS)
+    assert bars.quartiles([5, 1, 3]) == (1, 5)
+    assert bars.quartiles([9, 1, 2, 3, 4, 5, 6, 7, 8]) == (3, 7)
+
+
+# -- the load
+
+
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=list(WORKLOADS))
+def test_every_caller_asks_for_keys_that_are_there(workload: Workload) -> None:
+    keys = names(workload)
+    values = [value_of(key, workload.size) for key in keys]
+    assert len(set(values)) == len(keys) and {len(value) for value in values} == {workload.size}
+    parts = steps(workload, keys, values, 2 * workload.callers)
+    assert len(parts) == workload.callers
+    if workload.kind in ("gets", "mix"):
+        # At the same pace no two callers want the same key: nobody is served by another's call.
+        first = [part[0][0] for part in parts]
+        assert len(set(first)) == workload.callers
+    if workload.kind == "mix":
+        writes = [step[2] for part in parts for step in part]
+        assert sum(writes) / len(writes) == pytest.approx(1 / workloads.MIX, abs=0.02)
+
+
+def test_what_grows_grows() -> None:
+    for family, (_, several) in growth.FAMILIES.items():
+        sizes = [growth.size_of(workload) for workload in several]
+        assert sizes == sorted(set(sizes)) and {one.family for one in several} == {family}
+
+
+def test_plots_can_be_read_by_anything_that_reads_xml() -> None:
+    bar = svg.Bar("<&>", 0.0, '"', svg.OURS)
+    line = svg.Line("a & b", [(1, 5.0), (10, 5000.0)], svg.OURS)
+    for text in (
+        svg.bars("t", [("one <", [bar]), ("two", [])]),
+        svg.lines("t & u", "x", [line, line]),
+        svg.lines("one point", "x", [svg.Line("c", [(7, 7.0)], svg.FLOOR)]),
+    ):
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+
+
+def test_amounts_are_short() -> None:
+    assert [table.amount(one) for one in (0.5, 12.34, 1234.5, 12345, 1.2e6)] == [
+        "0.5",
+        "12.3",
+        "1234",
+        "12.3 k",
+        "1.2 M",
+    ]
