@@ -896,13 +896,16 @@ async def test_it_is_tried_again_once(expect_log, exchange, end, style):
 @every_style
 @every_end
 @every_read
+@pytest.mark.parametrize("missing", ["all but a byte", "the last line"])
 @pytest.mark.gen_test(timeout=60)
 async def test_nothing_is_tried_again_once_a_byte_of_its_reply_came(
-    expect_log, monkeypatch, exchange, end, style
+    expect_log, monkeypatch, exchange, end, missing, style
 ):
     expect_log(LOG, "fails", times=1)
     heard = hand_overs(monkeypatch)
-    script = [*WARM, Expect(exchange.request), Send(exchange.reply[:1])]
+    # (without its END an item is whole, and nothing of the reply waits to be read)
+    came = exchange.reply[: 1 if missing == "all but a byte" else -len(b"END\r\n")]
+    script = [*WARM, Expect(exchange.request), Send(came)]
     script += [Until(lambda: len(heard) == 2), ENDS[end]]
     async with Scripted(script, [Expect(exchange.request)]) as server:
         async with Client([server.address], request_timeout=FAR) as mc:
