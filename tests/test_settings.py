@@ -99,11 +99,28 @@ def test_numbers_that_are_refused(name, value, error):
         ("key_prefix", 1, TypeError),
         ("key_prefix", 0, TypeError),
         ("key_prefix", False, TypeError),
+        ("min_connections", -1, InvalidRequest),
+        ("min_connections", 5, InvalidRequest),  # (max_connections is 4)
+        ("min_connections", True, TypeError),
+        ("min_connections", 1.0, TypeError),
+        ("min_connections", None, TypeError),
+        ("max_idle", 0, InvalidRequest),
+        ("max_idle", -1, InvalidRequest),
+        ("max_idle", 10_001, InvalidRequest),
+        ("max_idle", True, TypeError),
+        ("max_idle", "1", TypeError),
+        ("resolver", "dns", TypeError),
+        ("resolver", object(), TypeError),
     ],
 )
 def test_other_settings_that_are_refused(name, value, error):
     with pytest.raises(error, match=name):
         Client(["a"], **{name: value})
+
+
+def test_fewer_idle_connections_than_are_kept_open_are_refused():
+    with pytest.raises(InvalidRequest, match="max_idle must be from 2"):
+        Client(["a"], min_connections=2, max_idle=1)
 
 
 def test_a_setting_that_there_is_not():
