@@ -14,6 +14,9 @@ from tornado.netutil import Resolver
 
 from tornado_memcache import Client, ConnectionFailed, Timeout
 
+from .certificates import issued, memcached_arguments, trusting
+from .faultproxy import FaultProxy
+
 LOG = "tornado_memcache"
 
 
@@ -144,6 +147,87 @@ async def test_a_connect_that_hangs_ends_by_its_timeout(full_backlog, expect_log
         assert 0.09 < time.monotonic() - begun < 0.35
         await asyncio.sleep(0)
         assert not client._deadlines.armed
+
+
+# -- a loop that was busy elsewhere when the connect timeout came
+
+
+def only(client: Client):
+    (connection,) = client._pools[0]._connections
+    return connection
+
+
+def block(client: Client, *, until_news: bool = True) -> None:
+    """Keeps the loop from its work past the connect timeout, while the kernel goes on."""
+    connection = only(client)
+    assert connection.connecting and connection.next_deadline() > time.monotonic()
+    while connection.next_deadline() > time.monotonic() or (
+        until_news and not connection._connector.has_news
+    ):
+        time.sleep(0.01)
+
+
+@pytest.mark.gen_test
+async def test_a_connect_that_has_ended_wins_over_its_timeout(memcached):
+    async with Client([memcached.address], connect_timeout=0.1, request_timeout=600) as client:
+        calls = [client.set("k", "v"), client.get("k")]
+        block(client)
+        assert await asyncio.gather(*calls) == [True, "v"]
+        assert client._pools[0].generation == 0
+
+
+@pytest.mark.gen_test
+async def test_a_connect_that_was_refused_wins_over_its_timeout(expect_log):
+    expect_log(LOG, "taken for dead: cannot connect: Connection refused", times=1)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        async with Client(
+            [f"127.0.0.1:{port}"], connect_timeout=0.1, request_timeout=600
+        ) as client:
+            call = client.get("k")
+            block(client)
+            with pytest.raises(ConnectionFailed) as caught:
+                await call
+            assert caught.value.errno == errno.ECONNREFUSED
+
+
+@pytest.mark.gen_test
+async def test_a_handshake_that_has_been_answered_wins_over_its_timeout(start_memcached, tmp_path):
+    arguments = memcached_arguments(tmp_path, issued("127.0.0.1"))
+    server = start_memcached(arguments, ssl_context=trusting())
+    with FaultProxy(server.address) as proxy:
+        proxy.replies.hold = True
+        async with Client(
+            [proxy.address], ssl=trusting(), connect_timeout=1, request_timeout=600
+        ) as client:
+            call = client.get("k")
+            while only(client).phase != "tls":
+                await asyncio.sleep(0)
+            for _ in range(20):  # (turns, in which our part of it is sent)
+                await asyncio.sleep(0)
+            proxy.replies.heal()
+            block(client)
+            assert await call is None
+            assert proxy.accepted == 1
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.gen_test
+async def test_a_connect_that_hangs_ends_though_the_loop_was_busy(
+    full_backlog, silent, secure, expect_log
+):
+    """With TLS it is connected in time, and no answer to the handshake comes."""
+    expect_log(LOG, "fails", times=1)
+    host, port = full_backlog
+    address = silent.address if secure else f"{host}:{port}"
+    settings = {"connect_timeout": 0.1, "request_timeout": 600, "ssl": secure}
+    async with Client([address], **settings) as client:
+        call = client.get("k")
+        block(client, until_news=secure)
+        with pytest.raises(Timeout) as caught:
+            await call
+        assert caught.value.phase == ("tls" if secure else "connecting")
 
 
 @pytest.mark.gen_test

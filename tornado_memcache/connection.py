@@ -408,7 +408,7 @@ class Connection:
             last = max(self._awaited_until, live.last_deadline)
             if last > now and not self.connecting:
                 self._close_at = last
-            else:
+            elif self._connector is None or not self._connector.ends_soon():
                 self._overdue()
 
     def _silent(self, now: float, last: Slot) -> None:

@@ -9,6 +9,7 @@ Everything it holds (a look-up, streams, a timeout) is undone by
 import asyncio
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,6 +28,8 @@ from .tls import SecureStream, handshake_failure
 
 #: A second address is tried after at most this long, in seconds.
 LONGEST_STAGGER = 0.25
+#: A loop that was busy elsewhere tells within so many turns that a connect has ended.
+TURNS = 8
 
 
 class Transport(NamedTuple):
@@ -45,6 +48,15 @@ def _check_backlog(stream: SegmentStream) -> None:
         stream.socket.getpeername()
     except OSError:
         stream.close(exc_info=BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+
+
+def _has_come_to_something(stream: SegmentStream) -> bool:
+    """True if a socket holds the end of a connect, or more of a handshake; looks, and waits not."""
+    poll = select.poll()
+    poll.register(
+        stream.socket, select.POLLIN if isinstance(stream, SecureStream) else select.POLLOUT
+    )
+    return bool(poll.poll(0))
 
 
 class Connector:
@@ -76,10 +88,11 @@ class Connector:
         self._opened = opened
         self._failed = failed
         self._addresses: list[tuple[int, Any]] = []
-        self._attempts: list[SegmentStream] = []
+        self._attempts: dict[SegmentStream, asyncio.Future[Any]] = {}
         self._look_up: asyncio.Future[Any] | None = None
         self._timeout: object | None = None
         self._ended = False
+        self._turns = 0
 
     def start(self) -> None:
         """Looks the name up, if it is one, and begins to connect."""
@@ -126,11 +139,10 @@ class Connector:
         except OSError as error:
             self._attempt_failed(error)
             return
-        self._attempts.append(stream)
         if family != socket.AF_UNIX:
             stream.set_nodelay(True)
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connecting = stream.connect(address)
+        connecting = self._attempts[stream] = stream.connect(address)
         connecting.add_done_callback(lambda future: self._attempted(stream, future))
         if family == socket.AF_UNIX and not stream.closed():
             _check_backlog(stream)
@@ -147,7 +159,7 @@ class Connector:
     def _attempted(self, stream: SegmentStream, future: "asyncio.Future[Any]") -> None:
         if self._ended or future.cancelled():
             return
-        self._attempts.remove(stream)
+        del self._attempts[stream]
         error = future.exception()
         if error is not None:
             stream.close()
@@ -167,10 +179,8 @@ class Connector:
         except (OSError, ValueError) as error:
             self._attempt_failed(error if isinstance(error, OSError) else OSError(str(error)))
             return
-        self._attempts.append(secure)
-        secure.wait_for_handshake().add_done_callback(
-            lambda future: self._attempted(secure, future)
-        )
+        shaking = self._attempts[secure] = secure.wait_for_handshake()
+        shaking.add_done_callback(lambda future: self._attempted(secure, future))
 
     def _attempt_failed(self, error: OSError) -> None:
         if self._addresses:
@@ -187,6 +197,24 @@ class Connector:
         error = ConnectionFailed(told, errno=number, server=self._server.name, phase=self.phase)
         detached(self._io_loop.add_callback, self._failed, error)
 
+    @property
+    def has_news(self) -> bool:
+        """True if an attempt has come to something that the loop did not tell yet."""
+        return self._ended or any(
+            future.done() or _has_come_to_something(stream)
+            for stream, future in self._attempts.items()
+        )
+
+    def ends_soon(self) -> bool:
+        """To be asked in each turn of the loop, once the time is up: True if one more is due.
+
+        As a reply that has come, what has ended the opening wins over the timer.
+        """
+        if not (self._turns or self.has_news):
+            return False
+        self._turns += 1
+        return self._turns <= TURNS
+
     def _drop_timeout(self) -> None:
         if self._timeout is not None:
             self._io_loop.remove_timeout(self._timeout)
@@ -196,8 +224,9 @@ class Connector:
         """Closes the sockets, and tells nothing to a loop that is closed, or is a parent's."""
         self._ended = True
         for stream in self._attempts:
-            stream.socket.close()
-        self._attempts = []
+            if not stream.closed():
+                stream.socket.close()
+        self._attempts = {}
 
     def close(self) -> None:
         """Undoes whatever has begun. Neither callback is called afterwards."""
@@ -205,6 +234,6 @@ class Connector:
         self._drop_timeout()
         if self._look_up is not None:
             self._look_up.cancel()
-        attempts, self._attempts = self._attempts, []
+        attempts, self._attempts = self._attempts, {}
         for stream in attempts:
             stream.close()
