@@ -770,3 +770,47 @@ async def test_one_bad_request_refuses_all_before_anything_is_sent(silent, bad, 
                 client.request(bad)
         assert client._pools == () or all(pool.counts()["pending"] == 0 for pool in client._pools)
     assert await silent.untouched()
+
+
+@pytest.mark.parametrize("state", ["in line", "owed", "in the batch"])
+def test_only_calls_that_still_waited_are_told_as_lost_with_their_loop(
+    silent, ledger, expect_log, state
+):
+    """Neither what timed out, nor what was cancelled, though their replies are owed."""
+    ledger.excuse("handler", "timer")
+    expect_log(LOG, "fails: get 'expired'", times=1)
+    expect_log(LOG, "^5 memcache calls were lost with their event loop", times=1)
+    client = Client([silent.address], request_timeout=600)
+
+    async def leave():
+        if state == "in the batch":
+            client.get("before").cancel()  # (it is owed: the others gather behind it)
+        calls = [
+            client.get("expired", timeout=0.01),
+            client.get("cancelled"),
+            client.set("cancelled", b"v"),
+            client.get("shared"),
+            client.get("shared"),
+            client.get("shared"),
+            client.set("waits", b"v"),
+            client.get_multi(["a", "b"]),
+        ]
+        if state != "in the batch":
+            calls.append(client.gets("waits"))
+        if state == "owed":
+            while not silent.received:
+                await asyncio.sleep(0)
+        for call in (calls[1], calls[2], calls[4]):
+            call.cancel()
+        if state == "in the batch":
+            with pytest.raises(Timeout):
+                await calls[0]
+            calls.append(client.get("last"))
+        else:
+            with pytest.raises(Timeout):
+                await calls[0]
+        kept.extend(calls)
+
+    kept = []
+    asyncio.run(leave())
+    client.close()

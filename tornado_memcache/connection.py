@@ -453,11 +453,12 @@ class Connection:
             self._stream.close()
         self._pool.lost(self, error, owed, unsent)
 
-    def abandon(self) -> None:
+    def abandon(self) -> int:
         """Closes the sockets of a connection whose loop is not there any more, and tells nobody.
 
-        The loop is closed, or it is the parent's in a child of fork. A stream that waits for
-        something would tell its loop that it was closed, so only its descriptor is.
+        Returns how many calls still waited on it. The loop is closed, or it is the parent's in
+        a child of fork. A stream that waits for something would tell its loop that it was
+        closed, so only its descriptor is.
         """
         self.closed, self.open = True, False
         if self._connector is not None:
@@ -465,6 +466,9 @@ class Connection:
         if self._stream is not None:
             self._stream.receiver = None
             self._stream.socket.close()
+        self._outbox.close_batch()
+        slots = itertools.chain(self._protocol.owed, self._outbox.written, self._outbox.unsent)
+        return sum(slot.waiters_left() for slot in slots)
 
     def __repr__(self) -> str:
         if self.closed:

@@ -432,14 +432,11 @@ class Pool:
         return not self._connections and not self._line
 
     def abandon(self) -> int:
-        """Lets go of everything of a closed loop; returns how many calls were lost."""
-        self.closed, self.usable = True, None
-        for connection in self._connections:
-            connection.abandon()
-        lost, self.pending = self.pending, 0
+        """Lets go of everything of a closed loop; returns how many calls still waited there."""
+        self.closed, self.usable, self.pending = True, None, 0
+        lost = sum(connection.abandon() for connection in self._connections)
         self._connections.clear()
-        self._line.clear()
-        return lost
+        return lost + sum(slot.waiters_left() for slot in self._line.clear())
 
     def counts(self) -> dict[str, int]:
         """Returns the pool's accounts: idle + busy + connecting + late = open <= limit."""

@@ -231,6 +231,10 @@ class Slot(ABC):
         """True if anybody still waits: `abandoned`, asked of each waiter."""
         return not self.abandoned()
 
+    def waiters_left(self) -> int:
+        """Returns how many calls still wait."""
+        return int(self.awaited())
+
     def deliver(self) -> None:
         """Hands the reply to the waiter. Called once, outside of the parser."""
         waiter, reply = self.waiter, self.reply

@@ -351,6 +351,9 @@ class GatheredSlot(RetrievalSlot):
     def awaited(self) -> bool:
         return any(not one.done() for _, one in self._waiters())
 
+    def waiters_left(self) -> int:
+        return sum(not one.done() for _, one in self._waiters())
+
     def halves(self) -> list["GatheredSlot"]:
         """Returns two slots that share out what waits here, for a line that is too long."""
         pairs = list(self.waiting.items())
