@@ -44,7 +44,8 @@ TINY = [
 
 async def driven(name: str, server: Memcached) -> list[str]:
     """Checks one client and has it do each kind of workload that it can; returns which."""
-    done = []
+    done: list[str] = []
+    stored = set()
     for workload in TINY:
         kind = adapter(name)
         if not rounds.can(kind, workload):
@@ -52,7 +53,9 @@ async def driven(name: str, server: Memcached) -> list[str]:
         client = kind()
         await client.open_best([server.address], workload.callers, workload.size)
         try:
-            await check(client, workload)
+            if workload.size not in stored or name == "loop_alone":  # (which has no server)
+                await check(client, workload)
+                stored.add(workload.size)
             keys = [key.encode() if kind.bytes_keys else key for key in names(workload)]
             values = [value_of(key, workload.size) for key in names(workload)]
             parts = steps(workload, keys, values, 8)
@@ -60,7 +63,7 @@ async def driven(name: str, server: Memcached) -> list[str]:
             times = await drive.run_clocked(client, workload, parts)
             assert len(times) == sum(map(len, parts)) and min(times) > 0
             values[:] = [b"another"] * len(values)
-            if workload.kind != "sets":
+            if workload.kind not in ("sets", "mix"):  # (which would store it)
                 with pytest.raises(Wrong):
                     await drive.run(client, workload, steps(workload, keys, values, 8))
         finally:
