@@ -10,7 +10,7 @@ Streams of up to `EVERY_OFFSET` bytes are split at every pair of offsets.
 Longer ones are split at every pair of those within three bytes of where a line
 or a block ends, and of the lengths at which the parser does something else.
 
-``PARSER_EXAMPLES=20000`` is the long version of what hypothesis tries (a few
+``PARSER_EXAMPLES=20000`` is the long version of what hypothesis tries (ten
 minutes). ``python -m tests.fuzz_parser`` plays the same game guided by coverage.
 """
 
