@@ -222,6 +222,43 @@ async def test_too_many_connections_fails_the_call_and_backs_off(expect_log):
             assert server.connections == 1
 
 
+AT_LIMIT = b"ERROR Too many open connections\r\n"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("size", [1, 5, 6, len(AT_LIMIT) - 3, len(AT_LIMIT)])
+@pytest.mark.gen_test
+async def test_too_many_connections_is_known_by_any_part_of_it_and_nobody_waits_for_the_rest(
+    size, asked, expect_log
+):
+    """Nothing is owed: only a noreply request was sent, or none."""
+    expect_log(LOG, "taken for dead: the server is at its limit of connections", times=1)
+    silent_set = Expect(b"set k 0 0 1 noreply\r\nv\r\n")
+    script = [*([silent_set] if asked else []), Send(AT_LIMIT[:size])]  # (and no more)
+    async with Scripted(script) as server:
+        how = {"request_timeout": 600, "connect_timeout": 600, "min_connections": int(not asked)}
+        async with Client([server.address], **how) as client:
+            if asked:
+                assert await client.set("k", b"v", noreply=True) is True
+            else:
+                client.warm_up()
+            await until(lambda: client._pools[0].health.dead)
+            assert counts(client)["open"] == 0 and server.connections == 1
+            with pytest.raises(ServerDead):
+                await client.get("k")
+
+
+@pytest.mark.gen_test
+async def test_an_error_after_a_noreply_request_is_no_refused_connection():
+    script = [Expect(b"set k 0 0 1 noreply\r\nv\r\n"), Send(b"ERROR\r\n")]
+    async with Scripted(script, [GET, Send(HIT)]) as server:
+        async with Client([server.address], request_timeout=600) as client:
+            assert await client.set("k", b"v", noreply=True) is True
+            await until(lambda: counts(client)["open"] == 0)
+            assert await client.get("k") == b"v"
+            assert not client._pools[0].health.deaths
+
+
 async def accepted(listener):
     """Returns the other side of the connection that was made, with a request in its socket."""
     listener.setblocking(False)

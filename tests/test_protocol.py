@@ -33,6 +33,7 @@ from tornado_memcache.protocol import (
     Reply,
     Request,
     fail,
+    first_word,
     outlives,
 )
 from tornado_memcache.serializer import Plain
@@ -556,3 +557,19 @@ def test_replies_do_not_share_what_can_be_changed():
     slots[1].reply.items[b"x"] = Item(b"", 0)
     assert slots[2].reply.stats == {} and slots[3].reply.items == {}
     assert Reply(b"END") == Reply(b"END", {}, 0, b"", {})
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_the_first_bytes_of_a_connection_mean_while_nothing_is_owed(asked):
+    line = TOO_MANY_CONNECTIONS + b"\r\n"
+    for data in [line[:size] for size in range(1, len(line) + 1)] + [line * 2]:
+        protocol = OwedReplies(LIMIT)
+        protocol.receive_data(data)
+        failure = first_word(protocol.failure, data, asked)
+        assert isinstance(failure, ConnectionRefused) and "limit of connections" in str(failure)
+    for data in (b"ERROR\r\n", b"ERROR T-", b"X", b"CLIENT_ERROR bad data chunk\r\n"):
+        protocol = OwedReplies(LIMIT)
+        protocol.receive_data(data)
+        failure = first_word(protocol.failure, data, asked)
+        assert "limit of connections" not in str(failure)
+        assert isinstance(failure, ConnectionRefused) is not asked

@@ -19,7 +19,7 @@ from .deadlines import NEVER, NOBODY, Deadlines
 from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
 from .lanes import BoundKeys, SlotLane
 from .outbox import Outbox
-from .protocol import LARGE_WORK, ConnectionRefused, OwedReplies, Reply, Request, Slot, as_refused
+from .protocol import LARGE_WORK, ConnectionRefused, OwedReplies, Reply, Request, Slot, first_word
 from .settings import Settings
 from .slots import GatheredSlot, slot_for
 from .stream import SegmentStream
@@ -311,9 +311,10 @@ class Connection:
     def received(self, data: bytes) -> None:
         """Takes a segment: finishes the slots that it answers, then delivers."""
         finished = self._protocol.receive_data(data)
-        if not self.asked:
-            self._protocol.failure = as_refused(self._protocol.failure)
-        if not isinstance(self._protocol.failure, ConnectionRefused):
+        failure = self._protocol.failure
+        if failure is not None and not (self.heard or self._protocol.owed):
+            failure = self._protocol.failure = first_word(failure, data, self.asked)
+        if not isinstance(failure, ConnectionRefused):
             # (to be told that there is no room is no sign of life: the pauses go on)
             self.heard = True
             self._pool.heard()

@@ -127,9 +127,21 @@ class ConnectionRefused(ProtocolError):
     """The server spoke before it was asked, as one at its limit of connections does."""
 
 
-def as_refused(failure: ProtocolError | None) -> ConnectionRefused:
-    """Returns what came before anything was asked as the refusal of the connection."""
+_AT_LIMIT = "the server is at its limit of connections"
+
+
+def first_word(failure: ProtocolError, data: bytes, asked: bool) -> ProtocolError:
+    """Returns what ``data``, the first bytes of a connection to which nothing was owed, mean.
+
+    What comes before anything was ``asked`` is the refusal of the
+    connection, and so is any part of `TOO_MANY_CONNECTIONS`: the rest of
+    it, in a segment to come, is not waited for.
+    """
     if isinstance(failure, ConnectionRefused):
+        return failure
+    if TOO_MANY_CONNECTIONS.startswith(data):
+        return ConnectionRefused(_AT_LIMIT)
+    if asked:
         return failure
     return ConnectionRefused("the server sent bytes before it was asked for anything")
 
@@ -356,7 +368,7 @@ class OwedReplies:
             while position < size:
                 if not owed:
                     if data.startswith(TOO_MANY_CONNECTIONS):
-                        raise ConnectionRefused("the server is at its limit of connections")
+                        raise ConnectionRefused(_AT_LIMIT)
                     raise ProtocolError("the server sent bytes that nobody asked for")
                 slot = owed[0]
                 start, position = position, slot.read(data, position, self)
