@@ -37,7 +37,7 @@ def test_the_batch_leaves_behind_what_was_sent_while_it_was_open():
     opened = batch(outbox, b"a", b"b")
     outbox.unsent.append(slot(b"set", b"c", value=b"v"))
     outbox.close_batch()
-    pieces, size, withdrawn = outbox.take(owed)
+    pieces, size, _, withdrawn = outbox.take(owed)
     assert b"".join(pieces) == b"set c 0 0 1\r\nv\r\nget a b\r\n"
     assert size == len(b"".join(pieces))
     assert owed[-1] is opened
@@ -68,7 +68,7 @@ def test_a_line_that_is_too_long_is_cut():
     batch(outbox, *keys)
     parts = outbox.close_batch()
     assert [key for part in parts for key in part.waiting] == keys
-    pieces, _, _ = outbox.take(deque())
+    pieces, _, _, _ = outbox.take(deque())
     assert len(pieces) == len(parts) == 4
     assert all(len(piece) <= LINE_BYTES for piece in pieces)
 
@@ -83,7 +83,7 @@ def test_what_nobody_waits_for_is_withdrawn():
     outbox, owed = Outbox(), deque()
     gone = slot(b"set", ended=True, value=b"v")
     outbox.unsent.extend([gone, slot(b"get")])
-    pieces, _, withdrawn = outbox.take(owed)
+    pieces, _, _, withdrawn = outbox.take(owed)
     assert (pieces, withdrawn) == ([b"get k\r\n"], [gone])
     assert not gone.sent
 
@@ -102,7 +102,7 @@ def test_a_noreply_is_owed_nothing_and_confirmed_by_the_next():
 def test_much_is_taken_in_parts():
     outbox = Outbox()
     outbox.unsent.extend(slot(b"set", value=b"v" * 100_000) for _ in range(5))
-    _, size, _ = outbox.take(deque())
+    _, size, _, _ = outbox.take(deque())
     assert 256 * 1024 <= size < 400_000
     assert len(outbox.unsent) == 2
     assert len(outbox.clear()) == 2
@@ -118,8 +118,9 @@ def test_what_could_not_be_sent_is_put_back_as_it_was():
         for key, noreply in ((b"b", True), (b"b", False), (b"c", True), (b"b", True), (b"d", False))
     ]
     outbox.unsent.extend(slots)
-    pieces, size, _ = outbox.take(owed)
-    outbox.put_back(owed)
+    pieces, size, taken, _ = outbox.take(owed)
+    assert taken == slots
+    outbox.put_back(taken, owed)
     assert list(outbox.unsent) == slots and not any(one.sent for one in slots)
     assert [one.keys for one in owed] == [(b"earlier",)]
     assert [one.keys for one in outbox.written] == [(b"a",)]

@@ -277,14 +277,14 @@ class Connection:
             if deadlines.clock() - self._rested_at > LONG_REST:
                 stream.read_segment()
         while outbox.unsent and stream is not None and not stream.writing() and not self.closed:
-            pieces, size, withdrawn = outbox.take(self._protocol.owed)
+            pieces, size, taken, withdrawn = outbox.take(self._protocol.owed)
             self.asked = self.asked or bool(pieces)
             for slot in withdrawn:
                 self._let_go(slot)
             rest = stream.send_pieces(pieces, size) if pieces else None
             if rest is not None:
                 if stream.refuses:
-                    outbox.put_back(self._protocol.owed)
+                    outbox.put_back(taken, self._protocol.owed)
                 rest.add_done_callback(self._drained, context=NOBODY)
             elif outbox.written:
                 self._loop.call_soon(self._deliver_written, context=NOBODY)

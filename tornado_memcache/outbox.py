@@ -27,7 +27,7 @@ class Outbox:
     batch asks for closes it, so that it leaves before the write.
     """
 
-    __slots__ = ("_taken", "batch", "silent", "unsent", "written")
+    __slots__ = ("batch", "silent", "unsent", "written")
 
     def __init__(self) -> None:
         self.unsent: deque[Slot] = deque()
@@ -36,8 +36,6 @@ class Outbox:
         self.silent: list[bytes] = []
         #: Noreply slots that were taken: they end when they are written.
         self.written: list[Slot] = []
-        #: What was taken last, in order.
-        self._taken: list[Slot] = []
 
     def __bool__(self) -> bool:
         return bool(self.unsent) or self.batch is not None
@@ -68,15 +66,15 @@ class Outbox:
         self.unsent.extend(parts)
         return parts
 
-    def take(self, owed: deque[Slot]) -> tuple[list[bytes], int, list[Slot]]:
-        """Moves slots to ``owed``; returns their bytes, how many, and what was withdrawn.
+    def take(self, owed: deque[Slot]) -> tuple[list[bytes], int, list[Slot], list[Slot]]:
+        """Moves slots to ``owed``; returns their bytes, how many, the slots, and the withdrawn.
 
         Withdrawn is what nobody waits for any more: a write that ended
         before its bytes left is never sent.
         """
         pieces: list[bytes] = []
         withdrawn: list[Slot] = []
-        self._taken = taken = []
+        taken: list[Slot] = []
         size, unsent = 0, self.unsent
         while unsent and size < TAKEN_BYTES:
             slot = unsent.popleft()
@@ -95,15 +93,14 @@ class Outbox:
             encoded = slot.encode()
             pieces += encoded
             size += sum(map(len, encoded)) if len(encoded) > 1 else len(encoded[0])
-        return pieces, size, withdrawn
+        return pieces, size, taken, withdrawn
 
-    def put_back(self, owed: deque[Slot]) -> None:
+    def put_back(self, taken: list[Slot], owed: deque[Slot]) -> None:
         """Undoes the last `take`, of which no byte left: nothing is owed for it."""
-        for slot in reversed(self._taken):
+        for slot in reversed(taken):
             slot.sent = False
             (self.written if slot.request.noreply else owed).pop()
             self.unsent.appendleft(slot)
-        self._taken = []
 
     def clear(self) -> list[Slot]:
         """Empties the queue and returns what was in it."""
