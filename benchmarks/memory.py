@@ -122,6 +122,12 @@ async def in_flight(
             # (Nothing is left where a busy machine was too late: the connection is closed.)
             found["tombstone"] = left
     tracemalloc.stop()
+    await _ended(client, name, calls)
+    return found
+
+
+async def _ended(client: Any, name: str, calls: list[Any]) -> None:
+    """Ends calls that nobody wants, and their client."""
     for call in calls:
         if call is not None:
             call.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -131,7 +137,6 @@ async def in_flight(
         await closing
     else:
         closing.close()  # (which would wait for the calls; the process ends anyway)
-    return found
 
 
 async def connections(name: str, server: Memcached) -> int | None:
