@@ -1135,6 +1135,23 @@ async def test_connect_timeouts_count_one_each(expect_log, time, ends, style):
 
 @every_style
 @pytest.mark.gen_test(timeout=60)
+async def test_a_connect_that_outlives_some_of_its_waiters_counts_one(expect_log, time, style):
+    """The first waiter ends in line in the moment in which the connect ends too."""
+    expect_log(LOG, "fails", times=1)
+    with full_backlog() as (host, port):
+        settings = {"request_timeout": FAR, "connect_timeout": FAR, "silences_until_dead": 2}
+        async with Client([f"{host}:{port}"], **settings) as mc:
+            first = Asked(style, mc.get, "a")
+            time.passes(mc, FAR / 4)
+            second = Asked(style, mc.get, "b")
+            time.passes(mc, 3 * FAR / 4)
+            for one in (first, second):
+                assert (await one.failure(Timeout)).phase == "connecting"
+            assert not dead(mc)
+
+
+@every_style
+@pytest.mark.gen_test(timeout=60)
 async def test_a_refused_connection_counts_at_once(start_memcached, expect_log, time, style):
     expect_log(LOG, "taken for dead", times=1)
     server = start_memcached()

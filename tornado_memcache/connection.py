@@ -78,6 +78,8 @@ class Connection:
         self._connector: Connector | None = None
         self._stream: SegmentStream | None = None
         self._protocol = OwedReplies(settings.max_value_size)
+        #: When it began to connect.
+        self.begun = 0.0
         self.open = False
         self.late = False
         self.closed = False
@@ -104,7 +106,8 @@ class Connection:
     def connect(self, io_loop: IOLoop, transport: Transport) -> None:
         """Begins to connect; `Owner.opened` or `Owner.lost` is told on a later tick."""
         timeout = min(self._settings.connect_timeout, self._settings.request_timeout)
-        self._close_at = deadlines.clock() + timeout
+        self.begun = deadlines.clock()
+        self._close_at = self.begun + timeout
         self._deadlines.watch(self, self._close_at)
         self._connector = Connector(
             self._server, io_loop, transport, timeout / 3, self._opened, self.close

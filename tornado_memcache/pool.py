@@ -336,11 +336,11 @@ class Pool:
             self._queue(slot, front=True)
         if not self.closed:
             if not made:
-                self._connect_failed(error)
+                self._connect_failed(error, connection.begun)
             self._serve_line()
             self.keep_warm()
 
-    def _connect_failed(self, error: MemcacheError) -> None:
+    def _connect_failed(self, error: MemcacheError, begun: float) -> None:
         """A connection was not made, or was closed before it had said anything."""
         now = deadlines.clock()
         if any(one.open and not one.late for one in self._connections):
@@ -351,7 +351,8 @@ class Pool:
         if unmade and not isinstance(error, Timeout):
             self.health.refused(now, error)
         else:
-            self.health.silence(now, now, error)
+            # (what waited for this very connect may have timed out just before it)
+            self.health.silence(begun, now, error)
         if unmade or self.health.dead:
             self._fail_line(error)
 
