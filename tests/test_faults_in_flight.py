@@ -352,7 +352,8 @@ async def test_one_byte_at_a_time_gives_the_right_values(memcached, heard, style
             assert shorn(version) == memcached.stats()["version"]
             assert "curr_items" in shorn(await Asked(style, mc.stats).outcome())
             assert lost(mc) == 0
-            assert sum(heard) > 1000 and sum(heard) / len(heard) < 20
+            # (What comes while a loaded machine does not read, it reads together.)
+            assert sum(heard) > 1000 and heard.count(1) > 20
 
 
 @pytest.mark.parametrize("style", STYLES)
