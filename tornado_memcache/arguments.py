@@ -93,6 +93,14 @@ def listed(name: str, keys: Any) -> list[Any]:
     return list(keys)
 
 
+def check_hashable(key: object) -> None:
+    """A key that cannot stand in the dict of the hits is a `TypeError` at the call."""
+    try:
+        hash(key)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"key cannot be a key of the dict of the hits: {error}") from None
+
+
 def check_default(default: object) -> None:
     """Raises `TypeError` for a callback where the outcome of a miss is meant."""
     if callable(default):

@@ -292,7 +292,10 @@ def run(
     the process.
     """
     try:
-        result = context.run(_call, callback, argument, entry)
+        if context.get(_current) is entry:  # (as it nearly always is)
+            result = context.run(callback, argument)
+        else:
+            result = context.run(_call, callback, argument, entry)
     except (Exception, asyncio.CancelledError) as error:
         _raised_by(callback, error, context, entry)
         return

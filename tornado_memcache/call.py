@@ -42,8 +42,11 @@ class _Ending:
     _lane: Hashable
     _deadlines: Deadlines
 
-    def _begin(self, deadlines: Deadlines, terms: "Terms") -> None:
+    def _begin(self, deadlines: Deadlines, terms: "Terms | None") -> None:
         self.work = None
+        if terms is None:
+            self.entry = self.own_deadline = None
+            return
         self.entry = terms.entry
         self.own_deadline = terms.own_deadline
         self._lane = terms.lane
@@ -84,7 +87,7 @@ class CallbackCall(_Ending):
     def __init__(
         self,
         deadlines: Deadlines,
-        terms: "Terms",
+        terms: "Terms | None",
         callback: Callable[[Any], Any] | None,
         fail_callback: Callable[[Any], Any] | None,
         default: Any,
@@ -104,7 +107,8 @@ class CallbackCall(_Ending):
 
     def set_result(self, result: Any) -> None:
         self._done = True
-        self._let_go()
+        if self.entry is not None or self.own_deadline is not None:
+            self._let_go()
         if self._callback is not None:
             boundaries.run(self._callback, result, self._context, self.entry)
 
@@ -150,14 +154,14 @@ class FutureCall(_Ending, asyncio.Future):  # type: ignore[type-arg]
         self,
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
-        terms: "Terms",
+        terms: "Terms | None",
         default: Any,
     ) -> None:
         super().__init__(loop=loop)
         self._attached = False
-        self._context = copy_context() if terms.entry is not None else None
         self.default = default
         self._begin(deadlines, terms)
+        self._context = copy_context() if self.entry is not None else None
 
     def add_done_callback(self, fn: Any, *, context: Context | None = None) -> None:
         self._attached = True
@@ -189,7 +193,10 @@ class FutureCall(_Ending, asyncio.Future):  # type: ignore[type-arg]
 
 
 class Terms:
-    """What a caller asked for beside the request, captured when the call is made."""
+    """What a caller asked for beside the request, captured when the call is made.
+
+    A call without a timeout of its own, outside of any boundary, has None.
+    """
 
     __slots__ = ("entry", "lane", "own_deadline")
 
@@ -207,6 +214,11 @@ class Terms:
                 moment = deadlines.clock() + request_timeout
             if budget.deadline < moment:
                 self.own_deadline, self.lane = budget.deadline, budget
+
+    @property
+    def plain(self) -> bool:
+        """True if there is nothing after all: a timeout that is the usual one, a shield."""
+        return self.entry is None and self.own_deadline is None
 
 
 def check_callbacks(callback: object, fail_callback: object) -> None:

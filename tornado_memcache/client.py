@@ -6,7 +6,7 @@ must not know a wire format, a socket, or who is dead.
 
 import asyncio
 from asyncio import get_running_loop
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from tornado.netutil import Resolver
 
 from . import deadlines
 from .address import Server
-from .arguments import check_default, key_bytes
+from .arguments import check_default, check_hashable, key_bytes
 from .boundaries import Entry, entered
 from .call import CallbackCall, FutureCall, Terms, check_callbacks
 from .cluster import Cluster
@@ -194,6 +194,29 @@ class Client(Commands):
         self._cluster.ready()
         return wire, self._cluster.pool_for(wire)
 
+    def _locate_many(self, keys: Sequence[Any]) -> dict[Pool, dict[bytes, Any]]:
+        cluster, known = self._cluster, self._wires
+        asked: dict[Pool, dict[bytes, Any]] = {}
+        if keys:
+            cluster.ready()
+        for key in keys:
+            wire = known.get(key) if key.__class__ is str else None
+            if wire is None:
+                wire, pool = self._locate(key)
+                if key.__class__ is str:
+                    self._remember(key, wire)
+                else:
+                    check_hashable(key)
+            else:
+                pool = cluster.only or cluster.pool_for(wire)
+            wires = asked.get(pool)
+            if wires is None:
+                wires = asked[pool] = {}
+            same = wires.setdefault(wire, key)
+            if same is not key:
+                wires[wire] = [*same, key] if same.__class__ is list else [same, key]
+        return asked
+
     def _remember(self, key: Any, wire: bytes) -> None:
         """Keeps a key that was checked: an application asks for the same ones again."""
         if len(self._wires) >= WIRES_KEPT:
@@ -225,25 +248,23 @@ class Client(Commands):
                 "a command takes timeout, callback and fail_callback"
             )
         check_callbacks(callback, fail_callback)
-        check_default(default)
+        if default is not None:
+            check_default(default)
         loop, register = self._cluster.loop, self._cluster.deadlines
         assert loop is not None and register is not None
-        terms = Terms(timeout, self._settings.request_timeout)
+        terms = None
+        if timeout is not None or entered() is not None:
+            terms = Terms(timeout, self._settings.request_timeout)
         waiter: CallbackCall | FutureCall
         future: Any = None
         if callback is not None or fail_callback is not None:
             waiter = CallbackCall(register, terms, callback, fail_callback, default)
-        elif terms.entry is None and terms.own_deadline is None and default is None:
+        elif default is None and (terms is None or terms.plain):
             plain = loop.create_future()
             return plain, plain
         else:
             waiter = future = FutureCall(loop, register, terms, default)
-        if terms.entry is not None and (ended := terms.entry.ended_by()) is not None:
-            loop.call_soon(_cancel, waiter, ended, context=NOBODY)
-            return None, future
-        if terms.own_deadline is not None and terms.own_deadline <= deadlines.clock():
-            late = Timeout("its deadline had passed before it was made", phase="waiting")
-            loop.call_soon(fail, waiter, late, context=NOBODY)
+        if terms is not None and _ends_at_once(loop, waiter, terms):
             return None, future
         return waiter, future
 
@@ -425,6 +446,18 @@ def _with_route(request: Any) -> tuple[Request, Any]:
 
 def _reply(reply: Reply) -> Reply:
     return reply
+
+
+def _ends_at_once(loop: asyncio.AbstractEventLoop, waiter: Any, terms: Terms) -> bool:
+    """True if the caller's boundary has ended, or its budget is spent: the call is told so."""
+    if terms.entry is not None and (ended := terms.entry.ended_by()) is not None:
+        loop.call_soon(_cancel, waiter, ended, context=NOBODY)
+        return True
+    if terms.own_deadline is not None and terms.own_deadline <= deadlines.clock():
+        late = Timeout("its deadline had passed before it was made", phase="waiting")
+        loop.call_soon(fail, waiter, late, context=NOBODY)
+        return True
+    return False
 
 
 def _set_result(waiter: Any, result: Any) -> None:

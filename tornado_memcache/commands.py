@@ -6,7 +6,7 @@ server is found, how a call waits, or how anything reaches the wire.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -120,11 +120,7 @@ class Commands(Funnel):
         self, verb: bytes, keys: Iterable[Any], strict: bool, how: Any
     ) -> "asyncio.Future[Any]":
         result: MultiResult[Any, Any] = MultiResult()
-        asked: dict[Pool, dict[bytes, list[Any]]] = {}
-        for key in listed("keys", keys):
-            wire, pool = self._locate(key)
-            _check_hashable(key)
-            asked.setdefault(pool, {}).setdefault(wire, []).append(key)
+        asked = self._locate_many(listed("keys", keys))
         return self._submit_many(
             (
                 (pool, Request(verb, chunk), partial(self._take_items, result, pool, wires))
@@ -141,21 +137,26 @@ class Commands(Funnel):
         self,
         result: "MultiResult[Any, Any]",
         pool: "Pool",
-        wires: dict[bytes, list[Any]],
+        wires: dict[bytes, Any],
         reply: Any,
         good: bool,
     ) -> None:
-        unread = None
+        unread, raw_flags = None, self._raw_flags
         for wire, item in reply.items.items() if good else ():
-            try:
-                if item.cas_unique is None:
-                    value = self._decode(wire, item.value, item.flags)
-                else:
-                    value = self._unique_item(wire, pool, item)
-            except MemcacheError as error:
-                unread = error
-                continue
-            for key in wires[wire]:
+            value, flags, cas_unique = item
+            if cas_unique is not None or flags != raw_flags:
+                try:
+                    if cas_unique is None:
+                        value = self._decode(wire, value, flags)
+                    else:
+                        value = self._unique_item(wire, pool, item)
+                except MemcacheError as error:
+                    unread = error
+                    continue
+            key = wires[wire]
+            if key.__class__ is list:
+                result.update(dict.fromkeys(key, value))
+            else:
                 result[key] = value
         if unread is not None:
             raise unread
@@ -384,16 +385,10 @@ class Commands(Funnel):
         )
 
 
-def _check_hashable(key: Any) -> None:
-    """A key that cannot stand in the dict of the hits is a `TypeError` at the call."""
-    try:
-        hash(key)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"key cannot be a key of the dict of the hits: {error}") from None
-
-
-def _chunks(wires: Iterable[bytes]) -> list[tuple[bytes, ...]]:
+def _chunks(wires: Collection[bytes]) -> list[tuple[bytes, ...]]:
     """Returns ``wires`` in parts that fit in one line each."""
+    if len(wires) <= KEYS_A_LINE and sum(map(len, wires)) + len(wires) <= LINE_BYTES - 16:
+        return [tuple(wires)]
     chunks: list[list[bytes]] = []
     room = 0
     for wire in wires:

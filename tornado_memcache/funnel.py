@@ -5,7 +5,7 @@ Knows the shape of it. It must not know a command, nor how a client does it.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from .protocol import Reply, Request
@@ -39,6 +39,13 @@ class Funnel(ABC):
         """Returns the key's bytes on the wire and the pool of its server."""
 
     @abstractmethod
+    def _locate_many(self, keys: "Sequence[Any]") -> "dict[Pool, dict[bytes, Any]]":
+        """Returns the keys by pool: each as it is on the wire, and as the caller gave it.
+
+        Where several of the caller's are one on the wire, it has a list of them.
+        """
+
+    @abstractmethod
     def _submit(
         self,
         pool: "Pool",
@@ -64,8 +71,9 @@ class Funnel(ABC):
     def _settle(self, result: Any, how: Any) -> "asyncio.Future[Any]":
         """Gives an outcome that needs no server, on a later tick."""
 
-    #: Turns stored bytes and flags into a value.
+    #: Turns stored bytes and flags into a value; with `_raw_flags` they are the value.
     _decode: Callable[[bytes, bytes, int], Any]
+    _raw_flags: int | None
 
     @abstractmethod
     def _encode(self, wire: bytes, value: Any, compress: bool = True) -> tuple[bytes, int]:

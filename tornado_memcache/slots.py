@@ -46,6 +46,8 @@ from .text import (
 _REPEATED = slice(0, 16)
 #: A shorter value stands in any text by chance.
 _SHORTEST_REPEATED = 4
+#: Makes an `.Item` of a tuple, without a Python function on the way (`Item._make` is one).
+_new = tuple.__new__
 
 
 def refusal(slot: Slot, line: bytes) -> ReplyError:
@@ -271,7 +273,7 @@ class RetrievalSlot(Slot):
 
     def _end(self) -> None:
         hits = {
-            key: Item._make(item) for key, item in zip(self.keys, self.items) if item is not None
+            key: _new(Item, item) for key, item in zip(self.keys, self.items) if item is not None
         }
         self.reply = Reply(b"END", hits)
 
