@@ -276,10 +276,11 @@ class Connection:
         stream, outbox = self._stream, self._outbox
         if outbox.batch is not None:
             self._close_batch()
-        if stream is not None and not (self._protocol.owed or stream.writing()):
-            if deadlines.clock() - self._rested_at > LONG_REST:
-                stream.read_segment()
-        while outbox.unsent and stream is not None and not stream.writing() and not self.closed:
+        if stream is None or stream.writing():
+            return
+        if not self._protocol.owed and deadlines.clock() - self._rested_at > LONG_REST:
+            stream.read_segment()
+        while outbox.unsent and not self.closed:
             pieces, size, taken, withdrawn = outbox.take(self._protocol.owed)
             self.asked = self.asked or bool(pieces)
             for slot in withdrawn:
@@ -289,7 +290,8 @@ class Connection:
                 if stream.refuses:
                     outbox.put_back(taken, self._protocol.owed)
                 rest.add_done_callback(self._drained, context=NOBODY)
-            elif outbox.written:
+                return
+            if outbox.written:
                 self._loop.call_soon(self._deliver_written, context=NOBODY)
 
     def _drained(self, written: "asyncio.Future[None]") -> None:
@@ -352,22 +354,27 @@ class Connection:
             self._rest()
         for slot in finished:
             slot.deliver()
+        if not live:
+            self._deadlines.settle()
         if failure is not None and finished:
             # The cas uniques that were just delivered are from before the loss.
             self._pool.generation += 1
 
     def _rest(self) -> None:
-        """The last live slot has left: the lane is empty, a late connection may have caught up."""
+        """The last live slot has left: the lane is empty, a late connection may have caught up.
+
+        Whoever calls this has the deadlines settle.
+        """
         self._protocol.tidy()
         self._rested_at = deadlines.clock()
         if self.late:
             if not self.idle:
                 return
             self.late, self._close_at = False, NEVER
-            self._deadlines.rest(self)
+            self._deadlines.leave(self)
             self._pool.caught_up(self)
         else:
-            self._deadlines.rest(self)
+            self._deadlines.leave(self)
         if self.bound is not None and self.idle:
             self._pool.reconsider()
         if self.idle and (self.retiring or self._pool.has_idle_enough(self)):
@@ -384,6 +391,7 @@ class Connection:
             self.bound.count(slot, -1)
         if not self._live:
             self._rest()
+            self._deadlines.settle()
 
     # -- the lane of deadlines
 

