@@ -22,6 +22,9 @@ from .servers import cores, started
 from .workloads import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
+#: A process lives for so many rounds of one workload: some are born slower than others by a
+#: quarter, for as long as they live.
+A_LIFE = 3
 #: Seconds that a process gets to answer. What takes longer hangs.
 LIMIT = 90.0
 
@@ -105,26 +108,37 @@ class Rounds:
         found = {worker.client: empty() for worker in able}
         begun = time.monotonic()
         with started(workload.servers, workload.size) as servers:
-            addresses = [server.address for server in servers]
-            for worker in able:
-                told = {"workload": workload.as_dict(), "addresses": addresses}
-                self._prepare(worker, found, {"seconds": self._seconds, **told})
-            for _ in range(rounds):
-                for worker in able:
-                    if not found[worker.client]["error"]:
-                        self._take(worker, found, "round")
-            for worker in able:
-                self._take(worker, found, "close")
+            told = {"workload": workload.as_dict(), "seconds": self._seconds}
+            told["addresses"] = [server.address for server in servers]
+            for first in range(0, rounds, A_LIFE):
+                self._live(able, found, told, min(A_LIFE, rounds - first))
         self._say(f"{workload.name}: {time.monotonic() - begun:.0f} s")
         return found
 
+    def _live(
+        self, able: list[Worker], found: dict[str, Any], told: dict[str, Any], rounds: int
+    ) -> None:
+        """Has new processes do some rounds."""
+        for worker in able:
+            if not found[worker.client]["error"]:
+                self._prepare(worker, found, told)
+        for _ in range(rounds):
+            for worker in able:
+                if not found[worker.client]["error"]:
+                    self._take(worker, found, "round")
+        for worker in able:
+            if not found[worker.client]["error"]:
+                self._take(worker, found, "close")
+            worker.end()
+
     def _prepare(self, worker: Worker, found: dict[str, Any], told: dict[str, Any]) -> None:
         """Makes a worker ready; a second time if the first failed, but not if it was wrong."""
+        before = found[worker.client]["rounds"]
         self._take(worker, found, "prepare", **told)
         first = found[worker.client]
         if first["error"] and not first["wrong"]:
             worker.end()
-            found[worker.client] = empty()
+            found[worker.client] = {**empty(), "rounds": before}
             self._take(worker, found, "prepare", **told)
 
     def _take(self, worker: Worker, found: dict[str, Any], do: str, **told: Any) -> None:

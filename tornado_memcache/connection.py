@@ -339,8 +339,9 @@ class Connection:
             if len(slot.request.value) > LARGE_WORK:
                 self._large -= 1
         self._pool.pending -= woken
-        if woken > 1 and not self._scheduled:
-            self.hold()
+        # What the callers send when they are woken leaves together, after their turn.
+        holds = woken > 1 and not self._scheduled
+        self._scheduled = self._scheduled or holds
         block = protocol.block
         streaming = block is not None and len(block) > LARGE_WORK
         if streaming is not self._streaming:
@@ -352,8 +353,12 @@ class Connection:
             self.close(failure)
         elif not live:
             self._rest()
-        for slot in finished:
-            slot.deliver()
+        try:
+            for slot in finished:
+                slot.deliver()
+        finally:
+            if holds:
+                self._loop.call_soon(self._flush_held, context=NOBODY)
         if not live:
             self._deadlines.settle()
         if failure is not None and finished:
