@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import random
 import time
@@ -814,3 +815,40 @@ def test_only_calls_that_still_waited_are_told_as_lost_with_their_loop(
     kept = []
     asyncio.run(leave())
     client.close()
+
+
+# -- whose thread a call is made on
+
+
+@pytest.mark.gen_test
+async def test_a_call_from_another_thread_is_refused_while_the_loop_runs(memcached):
+    async with Client([memcached.address]) as client:
+        await client.set("k", "v")
+        for call in (lambda: client.get("k"), lambda: client.set("k", "w")):
+            with pytest.raises(RuntimeError, match="needs a running event loop"):
+                await asyncio.to_thread(call)
+        assert await client.get("k") == "v"
+
+
+def test_a_loop_that_moves_to_another_thread_takes_its_client_along(memcached):
+    loop = asyncio.new_event_loop()
+    client = Client([memcached.address])
+
+    async def set_and_get(value):
+        await client.set("k", value)
+        return await client.get("k")
+
+    async def close():
+        client.close()
+
+    asyncio.set_event_loop(loop)
+    try:
+        assert loop.run_until_complete(set_and_get("here")) == "here"
+        with concurrent.futures.ThreadPoolExecutor(1) as other:
+            there = other.submit(loop.run_until_complete, set_and_get("there"))
+            assert there.result() == "there"
+        assert loop.run_until_complete(set_and_get("again")) == "again"
+        loop.run_until_complete(close())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()

@@ -5,10 +5,10 @@ must not know a wire format, a socket, or who is dead.
 """
 
 import asyncio
-from asyncio import get_running_loop
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ssl import SSLContext
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from tornado.netutil import Resolver
@@ -272,11 +272,8 @@ class Client(Commands):
         self, key: Key, default: Any = None, **how: "Unpack[How]"
     ) -> "asyncio.Future[Any]":
         cluster = self._cluster
-        try:
-            loop = get_running_loop()
-        except RuntimeError:
-            loop = None
-        if loop is None or loop is not cluster.loop:
+        loop = cluster.loop
+        if loop is None or get_ident() != cluster.thread or not loop.is_running():
             loop = cluster.ready()
         wire = self._wires.get(key) if key.__class__ is str else None
         if wire is None:

@@ -456,11 +456,9 @@ class Connection:
             return
         self._close_batch()
         self.closed, self.open = True, False
-        owed, unsent = list(self._protocol.owed), self._outbox.clear()
+        owed, (written, unsent) = list(self._protocol.owed), self._outbox.clear()
         if owed and self._protocol.reading():
             owed[0].retried = True  # its reply has begun: it is not asked again
-        owed += self._outbox.written
-        self._outbox.written = []
         self._protocol.owed.clear()
         self._live.clear()
         self._deadlines.rest(self)
@@ -468,7 +466,7 @@ class Connection:
             self._connector.close()
         if self._stream is not None:
             self._stream.close()
-        self._pool.lost(self, error, owed, unsent)
+        self._pool.lost(self, error, owed + written, unsent)
 
     def abandon(self) -> int:
         """Closes the sockets of a connection whose loop is not there any more, and tells nobody.
@@ -488,10 +486,7 @@ class Connection:
         return sum(slot.waiters_left() for slot in slots)
 
     def __repr__(self) -> str:
-        if self.closed:
-            state = "closed"
-        elif self.connecting:
-            state = self.phase
-        else:
-            state = "late" if self.late else "idle" if self.idle else "busy"
+        state = "late" if self.late else "idle" if self.idle else "busy"
+        if self.closed or self.connecting:
+            state = "closed" if self.closed else self.phase
         return f"<Connection {self.name} {state} owed={len(self._protocol.owed)}>"

@@ -106,10 +106,11 @@ class Outbox:
             (self.written if slot.request.noreply else owed).pop()
         self.unsent[:0] = taken
 
-    def clear(self) -> list[Slot]:
-        """Empties the queue and returns what was in it."""
-        slots, self.unsent = self.unsent, []
-        return slots
+    def clear(self) -> tuple[list[Slot], list[Slot]]:
+        """Empties it; returns the noreply requests that were written, and what was not."""
+        written, unsent = self.written, self.unsent
+        self.written, self.unsent = [], []
+        return written, unsent
 
 
 def _fitting(batch: GatheredSlot) -> list[GatheredSlot]:
