@@ -97,7 +97,10 @@ class CallbackCall(_Ending):
         self._context: Context = copy_context()
         self._done = False
         self.default = default
-        self._begin(deadlines, terms)
+        if terms is None:  # (as nearly always)
+            self.work = self.entry = self.own_deadline = None
+        else:
+            self._begin(deadlines, terms)
 
     def done(self) -> bool:
         return self._done

@@ -247,7 +247,8 @@ class Client(Commands):
                 f"unexpected keyword argument {next(iter(unknown))!r}; beside its own arguments "
                 "a command takes timeout, callback and fail_callback"
             )
-        check_callbacks(callback, fail_callback)
+        if not (callable(callback) and callable(fail_callback)):
+            check_callbacks(callback, fail_callback)
         if default is not None:
             check_default(default)
         loop, register = self._cluster.loop, self._cluster.deadlines
@@ -269,7 +270,13 @@ class Client(Commands):
         return waiter, future
 
     def get(  # the way of most calls, and so the shortest
-        self, key: Key, default: Any = None, **how: "Unpack[How]"
+        self,
+        key: Key,
+        default: Any = None,
+        *,
+        timeout: float | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        fail_callback: Callable[[Any], Any] | None = None,
     ) -> "asyncio.Future[Any]":
         cluster = self._cluster
         loop = cluster.loop
@@ -284,12 +291,16 @@ class Client(Commands):
             pool = cluster.only or cluster.pool_for(wire)
         connection = pool.usable
         if connection is None:
+            how = {"timeout": timeout, "callback": callback, "fail_callback": fail_callback}
             return self._retrieve(b"get", key, default, 0, how)
-        if default is None and not how and entered() is None:
+        plain = callback is None and fail_callback is None and timeout is None and default is None
+        if plain and entered() is None:
             future = loop.create_future()
             connection.gather(wire, future, self._decode, self._raw_flags)
             return future
-        waiter, future = self._begin(default, **how)
+        waiter, future = self._begin(
+            default, timeout=timeout, callback=callback, fail_callback=fail_callback
+        )
         if waiter is not None:
             slot = connection.gather(wire, waiter, self._decode, self._raw_flags)
             if waiter.__class__ is not asyncio.Future:
