@@ -823,11 +823,18 @@ async def test_a_call_begun_when_the_budget_is_spent_ends_on_a_later_tick(
         with boundary(failures.append, timeout=0.01):
             await asyncio.sleep(0.02)
             never.get("a", callback=no_failure)
+            never.set("b", 1, callback=no_failure)
+            never.get_multi(["c", "d"], callback=no_failure)
             assert not failures
             begun = time.monotonic()
-            await until(lambda: failures)
+            await until(lambda: len(failures) == 3)
         assert time.monotonic() - begun < SLACK
-    assert isinstance(failures[0], Timeout)
+    assert all(isinstance(failure, Timeout) for failure in failures)
+    assert [str(failure).partition(":")[0] for failure in failures] == [
+        "get 'a'",
+        "set 'b'",
+        "get 'c' and 1 more",
+    ]
 
 
 # -- futures under a boundary

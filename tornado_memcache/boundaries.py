@@ -151,6 +151,10 @@ class boundary:
     cancels what is under way. One object may be entered many times, by
     several tasks. It also decorates functions and coroutine functions,
     which return None after a failure that the boundary took.
+
+    A failure that is raised in the body, as by an ``await`` there, leaves
+    the ``with`` statement, and what stands behind it goes on: answer the
+    page within the body, or decorate the coroutine.
     """
 
     def __init__(
@@ -257,7 +261,7 @@ class boundary:
         return wrapped
 
     def __repr__(self) -> str:
-        return f"boundary({_name_of(self.fail_callback)}{', once=True' if self.once else ''})"
+        return f"boundary({name_of(self.fail_callback)}{', once=True' if self.once else ''})"
 
 
 def _was_cancelled_by(error: asyncio.CancelledError, entry: Entry) -> bool:
@@ -308,7 +312,7 @@ def _call(callback: Callable[[Any], Any], argument: Any, entry: Entry | None) ->
     return callback(argument)
 
 
-def _name_of(function: object) -> str:
+def name_of(function: object) -> str:
     """Returns the name of a user's function, without what a partial or an object holds."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -321,7 +325,7 @@ def _raised_by(
     callback: Callable[..., Any], error: BaseException, context: Context, entry: Entry | None
 ) -> None:
     if not raised(error, entry, context):
-        _log.error("Exception in callback %s", _name_of(callback), exc_info=error)
+        _log.error("Exception in callback %s", name_of(callback), exc_info=error)
 
 
 def _follow(

@@ -123,7 +123,11 @@ class CallbackCall(_Ending):
         elif self.entry is not None:
             self.entry.fail(error, self._context)
         else:
-            _log.error("A memcache call without fail_callback or boundary failed: %s", error)
+            _log.error(
+                "A memcache call without fail_callback or boundary failed: %s (its callback is %s)",
+                error,
+                boundaries.name_of(self._callback),
+            )
 
     def cancel_by(self, entry: Entry) -> int:
         if self._done:

@@ -230,6 +230,7 @@ class Client(Commands):
     def _begin(
         self,
         default: Any = None,
+        asked: Request | bytes | None = None,
         /,
         *,
         timeout: float | None = None,
@@ -240,7 +241,8 @@ class Client(Commands):
         """Begins a call: returns what waits for its outcome, and what the caller gets.
 
         The first is None when nothing is to be asked: the boundary of the
-        caller has ended, or its budget is spent.
+        caller has ended, or its budget is spent. ``asked`` names the call
+        in such a failure: its request, or the key of a get.
         """
         if unknown:
             raise TypeError(
@@ -265,7 +267,7 @@ class Client(Commands):
             return plain, plain
         else:
             waiter = future = FutureCall(loop, register, terms, default)
-        if terms is not None and _ends_at_once(loop, waiter, terms):
+        if terms is not None and _ends_at_once(loop, waiter, terms, asked):
             return None, future
         return waiter, future
 
@@ -299,7 +301,7 @@ class Client(Commands):
             connection.gather(wire, future, self._decode, self._raw_flags)
             return future
         waiter, future = self._begin(
-            default, timeout=timeout, callback=callback, fail_callback=fail_callback
+            default, wire, timeout=timeout, callback=callback, fail_callback=fail_callback
         )
         if waiter is not None:
             slot = connection.gather(wire, waiter, self._decode, self._raw_flags)
@@ -312,7 +314,7 @@ class Client(Commands):
     def _submit(
         self, pool: Pool, request: Request, outcome: Callable[[Reply], Any], how: Any
     ) -> "asyncio.Future[Any]":
-        waiter, future = self._begin(**how)
+        waiter, future = self._begin(None, request, **how)
         if waiter is not None:
             slot = slot_for(request, waiter, outcome, self._deadline())
             if waiter.__class__ is not asyncio.Future:
@@ -332,7 +334,7 @@ class Client(Commands):
         parts = list(parts)
         if not parts:
             return self._settle(result, how)
-        waiter, future = self._begin(**how)
+        waiter, future = self._begin(None, parts[0][1], **how)
         if waiter is None:
             return future
         fanout = Fanout(waiter, result, whole=whole, strict=strict)
@@ -456,13 +458,17 @@ def _reply(reply: Reply) -> Reply:
     return reply
 
 
-def _ends_at_once(loop: asyncio.AbstractEventLoop, waiter: Any, terms: Terms) -> bool:
+def _ends_at_once(
+    loop: asyncio.AbstractEventLoop, waiter: Any, terms: Terms, asked: Request | bytes | None
+) -> bool:
     """True if the caller's boundary has ended, or its budget is spent: the call is told so."""
     if terms.entry is not None and (ended := terms.entry.ended_by()) is not None:
         loop.call_soon(_cancel, waiter, ended, context=NOBODY)
         return True
     if terms.own_deadline is not None and terms.own_deadline <= deadlines.clock():
-        late = Timeout("its deadline had passed before it was made", phase="waiting")
+        request = Request(b"get", (asked,)) if isinstance(asked, bytes) else asked
+        told = request.asked() if request is not None else ""
+        late = Timeout("its deadline had passed before it was made", phase="waiting", asked=told)
         loop.call_soon(fail, waiter, late, context=NOBODY)
         return True
     return False
