@@ -115,8 +115,8 @@ async def test_the_descriptor_of_a_stalled_handshake_comes_back(silent, expect_l
 @pytest.mark.parametrize(
     ("certificate", "told"),
     [
-        (lambda: for_server("elsewhere.example"), "mismatch"),
-        (lambda: for_server("127.0.0.1", ca=trustme.CA()), "self-signed|self signed|unable to get"),
+        (lambda: for_server("elsewhere.example"), "mismatch.*servers must hold the name"),
+        (lambda: for_server("127.0.0.1", ca=trustme.CA()), "(self.signed|unable to get).*cafile"),
         (lambda: for_server("127.0.0.1", expired=True), "expired"),
     ],
     ids=["wrong host", "untrusted", "expired"],

@@ -116,3 +116,4 @@ def test_a_pickle_is_refused_and_never_read():
     with pytest.raises(SerializationError, match="To opt in") as caught:
         PLAIN.decode(b"k", pickle.dumps(Trap()), 1)
     assert "serializer=" in str(caught.value)
+    assert "tornado_memcache.pickles.SignedPickle(keys)" in str(caught.value)

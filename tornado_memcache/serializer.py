@@ -66,8 +66,8 @@ class Plain:
         if kind is bytearray or kind is memoryview:
             return bytes(value), FLAG_BYTES
         raise NotSerializable(
-            f"value for key {shown(key)} is a {kind.__name__}; bytes, str and int are stored. "
-            "Encode it (json.dumps, for example), or pass Client(serializer=...) "
+            f"value for key {shown(key)} is of type {kind.__name__}; bytes, str and int "
+            "are stored. Encode it (json.dumps, for example), or pass Client(serializer=...) "
             "with a serializer that takes it"
         )
 
@@ -86,7 +86,8 @@ class Plain:
         if flags == FLAG_PICKLE:
             raise SerializationError(
                 f"value of key {shown(key)} is a pickle, which is refused: reading one runs "
-                "whatever code its writer chose. To opt in, pass Client(serializer=...) "
-                "with a serializer that reads pickles"
+                "whatever code its writer chose. To opt in, pass Client(serializer=...) with "
+                "tornado_memcache.pickles.SignedPickle(keys), which reads those that it signed, "
+                "or with Pickle(), which reads any"
             )
         raise SerializationError(f"value of key {shown(key)} has unknown flags {flags:#x}")

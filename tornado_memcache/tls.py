@@ -18,6 +18,10 @@ from .stream import MOST_SEGMENTS, SEGMENT, SegmentStream
 
 #: What a record of TLS holds at most, and one read of an SSL socket gives, in bytes.
 RECORD = 16 * 1024
+#: What may be amiss on our side when a certificate is refused, by OpenSSL's code for it.
+_AUTHORITY = "trust an authority of your own with ssl=ssl.create_default_context(cafile=...)"
+_NAME = "servers must hold the name that is in the certificate"
+_HINTS = {18: _AUTHORITY, 19: _AUTHORITY, 20: _AUTHORITY, 21: _AUTHORITY, 62: _NAME, 64: _NAME}
 #: What OpenSSL says when the other side answers a handshake with something else.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
 
@@ -45,7 +49,9 @@ def checked_context(wanted: Any) -> ssl.SSLContext | None:
 def handshake_failure(cause: OSError) -> tuple[str, int | None]:
     """Returns what a failed handshake is told as, and its errno if it has one."""
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"the server's certificate is refused: {cause.verify_message}", None
+        hint = _HINTS.get(cause.verify_code)
+        told = f"{cause.verify_message} ({hint})" if hint else cause.verify_message
+        return f"the server's certificate is refused: {told}", None
     if not isinstance(cause, ssl.SSLError):
         told = cause.strerror or "the server closed the connection"
         return f"TLS handshake failed: {told}", cause.errno
