@@ -768,6 +768,9 @@ async def test_unknown_flags_fail_the_call_and_not_the_connection(mc, flags, add
     found = await mc.get_multi(["bad", "good"])
     assert found == {"good": 1}
     assert isinstance(found.errors[address], SerializationError)
+    await mc.request(Request(b"set", (b"worse",), b"x", flags))
+    found = await mc.get_multi(["bad", "worse"])
+    assert found == {} and "'bad'" in str(found.errors[address]), "the first one"
     with pytest.raises(SerializationError, match="'bad'"):
         await mc.get_multi(["good", "bad"], strict=True)
     assert await mc.get("good") == 1

@@ -104,9 +104,11 @@ class Commands(Funnel):
     ) -> "asyncio.Future[MultiResult[Any, Any]]":
         """Fetches many values, one request for each server and 100 keys.
 
-        Outcome: a dict of the hits under the caller's own key objects,
-        whose ``errors`` maps a server that failed to its error. It fails
-        if every server asked failed, or with ``strict`` if any did.
+        Outcome: a dict of the hits under the caller's own key objects.
+        Its ``errors`` maps a server that failed, or sent a value that
+        cannot be read, to its first error; such a value is left out. The
+        call fails if every server asked failed, or with ``strict`` if
+        there is any error.
         """
         return self._retrieve_many(b"get", keys, strict, how)
 
@@ -151,7 +153,7 @@ class Commands(Funnel):
                     else:
                         value = self._unique_item(wire, pool, item)
                 except MemcacheError as error:
-                    unread = error
+                    unread = unread or error
                     continue
             key = wires[wire]
             if key.__class__ is list:
@@ -208,7 +210,8 @@ class Commands(Funnel):
     ) -> "asyncio.Future[bool]":
         """Adds bytes or a str behind the value that is there. Outcome: False if none is.
 
-        memcached keeps the flags and the exptime of the item.
+        memcached keeps the flags and the exptime of the item: an
+        ``exptime`` given here is sent, and ignored by the server.
         """
         return self._store(b"append", key, value, exptime, noreply, how)
 
@@ -322,7 +325,9 @@ class Commands(Funnel):
         """Adds ``delta`` (0 to 2^64-1) to a stored number, wrapping at 2^64.
 
         Outcome: the new number, None on a miss; `.ClientError` if the
-        value is no number (protocol.txt, "Increment/Decrement").
+        value is no number (protocol.txt, "Increment/Decrement"). Store
+        the number to begin with as an int, not as a str: memcached pads
+        what gets shorter, and ``"10"`` less 1 would be read as ``"9 "``.
         """
         return self._count(b"incr", key, delta, how)
 

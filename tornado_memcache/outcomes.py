@@ -14,7 +14,11 @@ _V = TypeVar("_V")
 
 
 class MultiResult(dict[_K, _V]):
-    """What a call over several servers found; ``errors`` maps a server that failed to its error."""
+    """What a call over several servers found.
+
+    ``errors`` maps a server that failed, or sent a value that cannot be
+    read, to its first error. Such a value is missing here as a miss is.
+    """
 
     def __init__(self) -> None:
         super().__init__()

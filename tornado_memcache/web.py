@@ -50,9 +50,11 @@ def asynchronous(
     `Exception`. What fails under it and is caught by no boundary within, in
     the method, in a callback at any depth or as the outcome of a call, ends
     the request as it ends an ``async def``: ``log_exception``, then
-    ``send_error``, once. The calls that are under way then are cancelled,
-    and so is a coroutine method. A failure that comes after the request has
-    ended goes to ``log_exception`` alone.
+    ``send_error``, once: a 500, unless it is an `~tornado.web.HTTPError`
+    with another status. (A `.boundary` within takes the failures of calls,
+    other exceptions only if its ``catch`` names them.) The calls that are
+    under way then are cancelled, and so is a coroutine method. A failure
+    that comes after the request has ended goes to ``log_exception`` alone.
 
     When the client leaves first, ``on_connection_close`` is called, the
     calls under way are cancelled, so that no callback comes, and the
