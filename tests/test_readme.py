@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import re
 import socket
@@ -13,6 +15,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tornado_memcache import Client
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.rst").read_text()
@@ -42,8 +46,8 @@ def fetch(port: int) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "number, warm, cold",
     [
-        (0, "hello, visitor 2\n", "the cache is away"),
-        (1, "computed for you\n", "computed without a cache"),
+        (0, "hello, visitor 2\n", "the cache is away\n"),
+        (1, "computed for you\n", "computed without a cache\n"),
     ],
 )
 def test_a_pasted_handler_serves_and_survives_its_cache(
@@ -65,15 +69,24 @@ def test_a_pasted_handler_serves_and_survives_its_cache(
         assert fetch(port) == (200, warm)
         server.stop()
         begun = time.monotonic()
-        assert cold in fetch(port)[1]
+        assert fetch(port)[1] == cold
         assert time.monotonic() - begun < 2.5
         server.resume()
     finally:
         process.terminate()
         errors = process.communicate()[1].decode()
     assert "Traceback" not in errors
+    assert "front page: " in errors and "timed out" in errors  # (the log is told, not the visitor)
 
 
 def test_there_are_two_blocks_and_both_commands_come_first():
     assert len(BLOCKS) == 2
     assert TEXT.index("./run demo ") < TEXT.index("./run test ") < TEXT.index(".. code-block::")
+
+
+def test_the_options_are_told_with_their_defaults():
+    options = re.findall(r"^``(\w+)=(.+?)``  ", TEXT, re.MULTILINE)
+    assert len(options) == 8
+    there = inspect.signature(Client).parameters
+    told = {name: ast.literal_eval(default) for name, default in options}
+    assert told == {name: there[name].default for name in told}
