@@ -1,9 +1,10 @@
 """A page out of the cache, on python-memcached and migrated from it.
 
-    python examples/blocking_handler.py    on python-memcached: while it waits, nobody is served
-    python examples/migrated_handler.py    on tornado_memcache: another import, and the awaits
+    .venv/bin/python examples/blocking_handler.py    on python-memcached: blocks everybody
+    .venv/bin/python examples/migrated_handler.py    on tornado_memcache: an import, the awaits
 
-Then http://127.0.0.1:8888/tea. The two files differ in nothing else.
+Then http://127.0.0.1:8888/tea. The two files differ in nothing else. ``./run test`` makes
+the environment, with python-memcached in it.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """One place for all that may fail: a boundary around a chain of callbacks.
 
-    python examples/boundary_app.py, then http://127.0.0.1:8888/tea
+    .venv/bin/python examples/boundary_app.py, then http://127.0.0.1:8888/tea
 
 The page is three calls deep, and no call has a failure callback of its own.
 What fails goes to the boundary under which the chain began; with ``once``

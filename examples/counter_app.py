@@ -1,5 +1,6 @@
 """Numbers and lists that many processes change at once.
 
+    .venv/bin/python examples/counter_app.py
     curl -X POST http://127.0.0.1:8888/count
     curl -X POST http://127.0.0.1:8888/guests/ann
 

@@ -1,6 +1,6 @@
 """A page out of memcached, with await.
 
-    python examples/hello_await.py, then http://127.0.0.1:8888
+    .venv/bin/python examples/hello_await.py, then http://127.0.0.1:8888
 
 The same page as in ``hello_callback.py``. A call that is given no callback
 returns a Future. Its failure is an exception where it is awaited, so a page

@@ -1,6 +1,6 @@
 """A page out of memcached, in callback style.
 
-    python examples/hello_callback.py, then http://127.0.0.1:8888
+    .venv/bin/python examples/hello_callback.py, then http://127.0.0.1:8888
 
 The first visit misses and stores the page, the next ones hit, and after ten
 seconds it is made anew. ``@asynchronous`` keeps the request open until

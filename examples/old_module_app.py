@@ -1,6 +1,6 @@
 """The example of tornadoasyncmemcache (2013), on Tornado 6.
 
-    python examples/old_module_app.py, then http://127.0.0.1:8888/
+    .venv/bin/python examples/old_module_app.py, then http://127.0.0.1:8888/
 
 As in that module's docstring, but for its import, its decorator (Tornado 6
 has no ``tornado.web.asynchronous``), ``self.on_fail`` where ``_on_fail`` was
