@@ -8,7 +8,7 @@ the server is alive, or who waits for an outcome; it tells its pool.
 import asyncio
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from tornado.ioloop import IOLoop
 
@@ -19,7 +19,16 @@ from .deadlines import NEVER, NOBODY, Deadlines
 from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
 from .lanes import BoundKeys, SlotLane
 from .outbox import Outbox
-from .protocol import LARGE_WORK, ConnectionRefused, OwedReplies, Reply, Request, Slot, first_word
+from .protocol import (
+    LARGE_WORK,
+    ConnectionRefused,
+    OwedReplies,
+    Owner,
+    Reply,
+    Request,
+    Slot,
+    first_word,
+)
 from .settings import Settings
 from .slots import GatheredSlot, slot_for
 from .stream import SegmentStream
@@ -34,24 +43,6 @@ FIRST_KEYS = 16
 LONG_REST = 0.005
 
 _WRITTEN = Reply(b"")
-
-
-class Owner(Protocol):
-    """What a connection tells its pool."""
-
-    pending: int
-    generation: int
-
-    def opened(self, connection: "Connection") -> None: ...
-    def heard(self) -> None: ...
-    def caught_up(self, connection: "Connection") -> None: ...
-    def silent(self, asked_at: float) -> None: ...
-    def reconsider(self) -> None: ...
-    def has_idle_enough(self, connection: "Connection") -> bool: ...
-    def failed(self, slot: Slot, error: MemcacheError, calls: int) -> None: ...
-    def lost(
-        self, connection: "Connection", error: MemcacheError, owed: list[Slot], unsent: list[Slot]
-    ) -> None: ...
 
 
 class Connection:
