@@ -32,6 +32,40 @@ def test_removing_what_has_left_before_changes_nothing():
     assert len(lane) == 0
 
 
+class Counted:
+    """A slot that counts how often its deadline is looked at."""
+
+    looks = 0
+
+    def __init__(self, moment):
+        self._moment = moment
+
+    @property
+    def deadline(self):
+        Counted.looks += 1
+        return self._moment
+
+
+def test_what_comes_back_from_the_last_to_the_first_is_not_sorted_in_one_by_one():
+    lane, Counted.looks = SlotLane(), 0
+    for moment in (*range(1000, 2000), *reversed(range(1000))):
+        lane.add(Counted(float(moment)))
+    assert Counted.looks < 10 * 2000
+    assert [lane.pop().deadline for _ in range(len(lane))] == [float(n) for n in range(2000)]
+
+
+def test_many_leave_in_one_pass_from_behind_many_others():
+    lane, Counted.looks = SlotLane(), 0
+    slots = [Counted(1.0) for _ in range(2000)]
+    for one in slots:
+        lane.add(one)
+    lane.remove_all(slots[1000:])
+    lane.remove_all([])
+    lane.remove_all(slots[999:1000])
+    assert list(lane) == slots[:999]
+    assert Counted.looks < 10 * 2000
+
+
 def test_bound_keys_are_those_of_unanswered_writes():
     write, read = slot(1.0, b"set", b"w"), slot(1.0, b"get", b"r")
     confirming = slot(1.0, b"get", b"r")

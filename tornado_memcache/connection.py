@@ -274,8 +274,8 @@ class Connection:
         while outbox.unsent and not self.closed:
             pieces, size, taken, withdrawn = outbox.take(self._protocol.owed)
             self.asked = self.asked or bool(pieces)
-            for slot in withdrawn:
-                self._let_go(slot)
+            if withdrawn:
+                self._let_go(withdrawn)
             rest = stream.send_pieces(pieces, size) if pieces else None
             if rest is not None:
                 if stream.refuses:
@@ -292,8 +292,8 @@ class Connection:
 
     def _deliver_written(self) -> None:
         written, self._outbox.written = self._outbox.written, []
+        self._let_go(written)
         for slot in written:
-            self._let_go(slot)
             slot.reply = _WRITTEN
             slot.deliver()
 
@@ -377,14 +377,15 @@ class Connection:
             self.retiring = True
             self.close(ClientClosed("the connection is not needed", server=self.name))
 
-    def _let_go(self, slot: Slot) -> None:
-        """Forgets a slot to which no reply will come."""
-        self._live.remove(slot)
-        self._pool.pending -= slot.weight
-        if len(slot.request.value) > LARGE_WORK:
-            self._large -= 1
-        if self.bound is not None and not slot.sent:
-            self.bound.count(slot, -1)
+    def _let_go(self, slots: list[Slot]) -> None:
+        """Forgets slots to which no reply will come."""
+        self._live.remove_all(slots)
+        for slot in slots:
+            self._pool.pending -= slot.weight
+            if len(slot.request.value) > LARGE_WORK:
+                self._large -= 1
+            if self.bound is not None and not slot.sent:
+                self.bound.count(slot, -1)
         if not self._live:
             self._rest()
             self._deadlines.settle()

@@ -46,6 +46,9 @@ class SlotLane:
         slots = self._slots
         if not slots or slot.deadline >= slots[-1].deadline:
             slots.append(slot)
+        elif slot.deadline <= slots[0].deadline:
+            # What a lost connection owed comes back from the last to the first.
+            slots.appendleft(slot)
         else:
             index = len(slots)
             while index and slots[index - 1].deadline > slot.deadline:
@@ -60,6 +63,14 @@ class SlotLane:
             slots.popleft()
         elif slots and slot.deadline >= slots[0].deadline and slot in slots:
             slots.remove(slot)
+
+    def remove_all(self, gone: list[Slot]) -> None:
+        """Takes many slots out, in one pass: they may stand behind many others."""
+        if len(gone) == 1:
+            self.remove(gone[0])
+        elif gone:
+            leaving = set(gone)
+            self._slots = deque(slot for slot in self._slots if slot not in leaving)
 
     def pop(self) -> Slot:
         return self._slots.popleft()
