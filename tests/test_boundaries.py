@@ -8,6 +8,7 @@ refuses; a `Silent` never answers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import sys
@@ -1237,3 +1238,36 @@ async def test_unawaited_failures_are_silent_but_counted_and_logged_once_per_cha
             assert await mc.get("a") is None
             assert up.count == outage
         assert "after 150 failed calls" in up.records[0].getMessage()
+
+
+# -- a boundary at each step of a chain that has no end
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_chain_of_callbacks_that_enters_a_boundary_at_each_step_goes_on(memcached):
+    steps, failures = 3000, []
+    done = asyncio.get_running_loop().create_future()
+    async with Client([memcached.address]) as mc:
+
+        def step(left):
+            if not left:
+                return done.set_result(None)
+            with boundary(failures.append):
+                mc.get("k", left - 1, callback=step)
+
+        step(steps)
+        await done
+    assert failures == []
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_what_is_nested_without_end_is_cancelled_by_the_outermost(silent):
+    with contextlib.ExitStack() as stack:
+        entries = [stack.enter_context(boundary(print)) for _ in range(3000)]
+        async with Client([silent.address]) as mc:
+            calls = [mc.get("k", 1), mc.set("k", 2)]
+            assert entries[-1].ended_by() is None
+            entries[0].cancel()
+            assert all(call.cancelled() for call in calls)
+            assert entries[-1].ended_by() is entries[-1]
+            assert [entry.cancelled for entry in (entries[0], entries[1], entries[-1])] == [2, 2, 2]

@@ -81,32 +81,53 @@ class Entry:
         """Cancels every call under way under this entry, and what it begins later."""
         self.cancel_by(self)
 
+    # (No recursion: a callback that enters a boundary anew at each step nests without end.)
+
     def cancel_by(self, entry: "Entry") -> int:
-        self.ended = True
-        members, self._members = self._members, {}
-        if members and self._around is not None:
-            self._around.discard(self)
-        cancelled = sum(member.cancel_by(entry) for member in members)
-        self.cancelled += cancelled
-        return cancelled
+        ending: list[tuple[Entry, int]] = [(self, 0)]
+        counts = [0]
+        for place, (one, _) in enumerate(ending):  # (it grows by the entries within)
+            one.ended = True
+            members, one._members = one._members, {}
+            if members and one._around is not None:
+                one._around.discard(one)
+            for member in members:
+                if isinstance(member, Entry):
+                    ending.append((member, place))
+                    counts.append(0)
+                else:
+                    counts[place] += member.cancel_by(entry)
+        for place in range(len(ending) - 1, -1, -1):
+            one, around = ending[place]
+            one.cancelled += counts[place]
+            if place:
+                counts[around] += counts[place]
+        return counts[0]
 
     def add(self, member: Member) -> None:
         """Notes a call that has begun under this entry."""
-        if not self._members and self._around is not None:
-            self._around.add(self)
-        self._members[member] = None
+        entry: Entry = self
+        while True:
+            first = not entry._members
+            entry._members[member] = None
+            if not first or entry._around is None:
+                return
+            member, entry = entry, entry._around
 
     def discard(self, member: Member) -> None:
         """Forgets a call that has ended."""
-        if self._members.pop(member, member) is None and not self._members:
-            if self._around is not None:
-                self._around.discard(self)
+        entry: Entry = self
+        while entry._members.pop(member, member) is None:
+            if entry._members or entry._around is None:
+                return
+            member, entry = entry, entry._around
 
     def ended_by(self) -> "Entry | None":
         """Returns the entry that was cancelled, this one or one around it, if any was."""
-        if self.ended or self._around is None:
-            return self if self.ended else None
-        return self._around.ended_by()
+        entry: Entry | None = self
+        while entry is not None and not entry.ended:
+            entry = entry._around
+        return entry
 
     def fail(self, error: BaseException, context: Context) -> None:
         """Delivers ``error`` to the boundary's fail_callback, once for each object."""
@@ -155,6 +176,10 @@ class boundary:
     A failure that is raised in the body, as by an ``await`` there, leaves
     the ``with`` statement, and what stands behind it goes on: answer the
     page within the body, or decorate the coroutine.
+
+    A callback runs under the boundary of its call. One that enters a
+    boundary and makes the next call there nests a level deeper at each
+    step: where that has no end, enter it around all of them, or shield.
     """
 
     def __init__(
