@@ -415,7 +415,9 @@ class OwedReplies:
             raise ProtocolError(f"the server sent a line of over {MAX_LINE} bytes")
         return end
 
-    def stream_block(self, length: int, received: bytes, take: Callable[[bytes], None]) -> None:
+    def stream_block(
+        self, length: int, received: memoryview, take: Callable[[bytes], None]
+    ) -> None:
         """Has a block of ``length`` bytes and its CRLF received into a buffer.
 
         ``take(block)`` is called when it is whole.

@@ -220,7 +220,7 @@ class RetrievalSlot(Slot):
                 if length <= STREAMED_BLOCK:
                     return position
                 self._header = (flags, cas_unique)
-                protocol.stream_block(length, data[start:], self._read_block)
+                protocol.stream_block(length, memoryview(data)[start:], self._read_block)
                 return size
             if data[stop] != 13 or data[stop + 1] != 10:
                 raise ProtocolError(f"{self.asked()}: a data block does not end with CRLF")
