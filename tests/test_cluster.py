@@ -28,6 +28,7 @@ from tornado_memcache import (
 )
 from tornado_memcache.ring import key_hash
 
+from .faultproxy import FaultProxy
 from .scripted import Close, Expect, Scripted, Send
 
 LOG = "tornado_memcache"
@@ -175,9 +176,57 @@ async def test_a_server_that_comes_back_while_it_still_owes(start_memcached):
         await asyncio.sleep(0.01)
         a.resume()
         assert await before == "v" and await after is True
-        await until(lambda: sum(pool.counts()["open"] for pool in client._cluster._retired) == 0)
-        # what has ended is not kept for ever
-        client.set_servers([a.address, b.address])
+        assert client._cluster._retired == []
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_comes_back_keeps_the_order_of_its_writes(memcached, troubles):
+    """No newer write is overtaken by one that was still unanswered when the server left."""
+    with FaultProxy(memcached.address) as proxy:
+        async with Client([proxy.address], request_timeout=5.0) as client:
+            await client.set("k", "first")
+            pool = client._pools[0]
+            proxy.requests.hold = True
+            old = client.set("k", "old")
+            client.set_servers(["127.0.0.1:1"])
+            client.set_servers([proxy.address])
+            read, new = client.get("k"), client.set("k", "new")
+            assert client._pools == (pool,) and client._cluster._retired == []
+            proxy.heal()
+            assert await asyncio.gather(old, read, new) == [True, "old", True]
+            assert await client.get("k") == "new" and proxy.connections == 1
+            # what came back is kept, and may go again
+            assert pool.counts()["open"] == 1
+            client.set_servers(["127.0.0.1:1"])
+            assert pool.counts()["open"] == 0 and client._cluster._retired == []
+            # what has ended does not come back
+            client.set_servers([proxy.address])
+            assert client._pools[0] is not pool and await client.get("k") == "new"
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_comes_back_before_it_is_connected_is_the_same(start_memcached):
+    a, b = start_memcached(), start_memcached()
+    async with Client([a.address]) as client:
+        call = client.set("k", 1)
+        pool = client._pools[0]
+        client.set_servers([b.address])
+        assert client._cluster._retired == [pool]
+        client.set_servers([a.address])
+        assert client._pools == (pool,)
+        later = client.incr("k")
+        assert await call is True and await later == 2
+        assert pool.counts()["open"] == 1 and pool.counts()["pending"] == 0
+
+
+@pytest.mark.gen_test
+async def test_what_a_server_that_went_has_ended_is_not_kept_for_ever(start_memcached):
+    a, b = start_memcached(), start_memcached()
+    async with Client([a.address]) as client:
+        call = client.set("k", 1)
+        client.set_servers([b.address])
+        assert await call is True
+        client.set_servers([b.address])
         assert client._cluster._retired == []
 
 

@@ -126,6 +126,7 @@ class Cluster:
         )
         self.only = self.pools[0] if len(self.pools) == 1 else None
         for pool in self.pools:
+            pool.restore()
             pool.keep_warm()
 
     def _forked(self) -> bool:
@@ -168,11 +169,13 @@ class Cluster:
             self.pools, self.only, self.loop = (), None, None
             return
         names = {server.name for server in self.servers}
-        self._retired = [pool for pool in self._retired if not pool.retire()]
-        self._retired += [
-            pool for pool in self.pools if pool.name not in names and not pool.retire()
+        busy = [pool for pool in self._retired if not pool.retire()]
+        # One that comes back while it owes is the same pool: it knows the order of its writes.
+        kept = [*self.pools, *(pool for pool in busy if pool.name in names)]
+        self._retired = [
+            pool for pool in (*busy, *self.pools) if pool.name not in names and not pool.retire()
         ]
-        self._set_pools(self.pools)
+        self._set_pools(kept)
         if self.closed:
             self.close()
 

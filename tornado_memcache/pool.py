@@ -432,6 +432,13 @@ class Pool:
                 connection.close(ClientClosed("the server was removed", server=self.name))
         return not self._connections and not self._line
 
+    def restore(self) -> None:
+        """Takes calls again, after `retire`, behind the writes that are still unanswered."""
+        if self._retired:
+            self._retired = False
+            for connection in self._connections:
+                connection.retiring = False
+
     def abandon(self) -> int:
         """Lets go of everything of a closed loop; returns how many calls still waited there."""
         self.closed, self.usable, self.pending = True, None, 0
