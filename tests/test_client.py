@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 import time
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from tornado.testing import bind_unused_port
 from tornado_memcache import (
     Client,
     ClientClosed,
+    ConnectionFailed,
     InvalidRequest,
     Request,
     SerializationError,
@@ -25,6 +27,7 @@ from tornado_memcache.server import FrontDoor, StoreHandler
 from tornado_memcache.store import Store
 from tornado_memcache.text import KEYS_A_LINE, LINE_BYTES
 
+from .networks import closed_port
 from .scripted import Expect, Scripted, Send
 
 LOG = "tornado_memcache"
@@ -514,6 +517,44 @@ async def test_a_length_of_more_than_30_days_is_sent_as_a_moment():
         await client.flush_all(60 * 60 * 24 * 31)
         for line in server.lines:
             assert line.exptime > 1_500_000_000, line
+
+
+# -- two threads, a loop and a client each
+
+
+@pytest.mark.gen_test
+async def test_a_callback_at_work_in_one_thread_keeps_no_call_of_another_from_its_end(expect_log):
+    expect_log(LOG, "taken for dead", times=2)
+    working, over = threading.Event(), threading.Event()
+    told: list[BaseException] = []
+
+    def work(error: BaseException) -> None:
+        working.set()
+        over.wait(30)
+
+    async def other(address: str) -> None:
+        async with Client([address]) as client:
+            client.get("k", callback=print, fail_callback=work)
+            await asyncio.get_running_loop().run_in_executor(None, over.wait, 30)
+
+    with closed_port() as (host, port):
+        thread = threading.Thread(target=asyncio.run, args=(other(f"{host}:{port}"),))
+        thread.start()
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, working.wait, 30)
+            async with Client([f"{host}:{port}"]) as client:
+                calls = [client.get("a"), client.set("a", "1"), client.get_multi([])]
+                client.get("b", callback=print, fail_callback=told.append)
+                done, pending = await asyncio.wait(calls, timeout=10)
+                assert not pending and [type(call.exception()) for call in calls] == [
+                    ConnectionFailed,
+                    ConnectionFailed,
+                    type(None),
+                ]
+                assert [type(error) for error in told] == [ConnectionFailed]
+        finally:
+            over.set()
+            thread.join()
 
 
 # -- limits

@@ -365,4 +365,4 @@ def _follow(
         if not task.cancelled() and (error := task.exception()) is not None:
             _raised_by(callback, error, context, entry)
 
-    task.add_done_callback(ended, context=deadlines.NOBODY)
+    task.add_done_callback(ended, context=Context())

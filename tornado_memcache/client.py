@@ -6,6 +6,7 @@ must not know a wire format, a socket, or who is dead.
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context
 from functools import partial
 from ssl import SSLContext
 from threading import get_ident
@@ -21,7 +22,7 @@ from .call import CallbackCall, FutureCall, Terms, check_callbacks
 from .cluster import Cluster
 from .commands import Commands
 from .compression import MAX_DECOMPRESSED
-from .deadlines import NOBODY, Deadlines
+from .deadlines import Deadlines
 from .errors import InvalidKey, InvalidRequest, MemcacheError, Timeout, ValueTooLarge
 from .fanout import Fanout
 from .funnel import How, Key
@@ -357,7 +358,7 @@ class Client(Commands):
         if waiter is not None:
             loop = self._cluster.loop
             assert loop is not None
-            loop.call_soon(_set_result, waiter, result, context=NOBODY)
+            loop.call_soon(_set_result, waiter, result, context=Context())
         return future
 
     def request(
@@ -463,13 +464,13 @@ def _ends_at_once(
 ) -> bool:
     """True if the caller's boundary has ended, or its budget is spent: the call is told so."""
     if terms.entry is not None and (ended := terms.entry.ended_by()) is not None:
-        loop.call_soon(_cancel, waiter, ended, context=NOBODY)
+        loop.call_soon(_cancel, waiter, ended, context=Context())
         return True
     if terms.own_deadline is not None and terms.own_deadline <= deadlines.clock():
         request = Request(b"get", (asked,)) if isinstance(asked, bytes) else asked
         told = request.asked() if request is not None else ""
         late = Timeout("its deadline had passed before it was made", phase="waiting", asked=told)
-        loop.call_soon(fail, waiter, late, context=NOBODY)
+        loop.call_soon(fail, waiter, late, context=Context())
         return True
     return False
 

@@ -8,6 +8,7 @@ the server is alive, or who waits for an outcome; it tells its pool.
 import asyncio
 import itertools
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from tornado.ioloop import IOLoop
@@ -15,7 +16,7 @@ from tornado.ioloop import IOLoop
 from . import deadlines
 from .address import Server
 from .connector import Connector, Transport
-from .deadlines import NEVER, NOBODY, Deadlines
+from .deadlines import NEVER, Deadlines
 from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
 from .lanes import BoundKeys, SlotLane
 from .outbox import Outbox
@@ -255,7 +256,7 @@ class Connection:
         """Has what is sent from now on leave together, after this turn of the loop."""
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._flush_held, context=NOBODY)
+            self._loop.call_soon(self._flush_held, context=Context())
 
     def _flush_held(self) -> None:
         self._scheduled = False
@@ -280,10 +281,10 @@ class Connection:
             if rest is not None:
                 if stream.refuses:
                     outbox.put_back(taken, self._protocol.owed)
-                rest.add_done_callback(self._drained, context=NOBODY)
+                rest.add_done_callback(self._drained, context=Context())
                 return
             if outbox.written:
-                self._loop.call_soon(self._deliver_written, context=NOBODY)
+                self._loop.call_soon(self._deliver_written, context=Context())
 
     def _drained(self, written: "asyncio.Future[None]") -> None:
         if not self.closed and not written.exception():
@@ -349,7 +350,7 @@ class Connection:
                 slot.deliver()
         finally:
             if holds:
-                self._loop.call_soon(self._flush_held, context=NOBODY)
+                self._loop.call_soon(self._flush_held, context=Context())
         if not live:
             self._deadlines.settle()
         if failure is not None and finished:

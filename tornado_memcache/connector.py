@@ -12,6 +12,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from contextvars import Context
 from datetime import timedelta
 from ssl import SSLContext
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import Resolver
 
 from .address import Server
-from .deadlines import NOBODY, detached
+from .deadlines import detached
 from .errors import ConnectionFailed
 from .stream import SegmentStream
 from .tls import SecureStream, handshake_failure
@@ -111,7 +112,7 @@ class Connector:
             self._look_up = asyncio.ensure_future(
                 self._transport.resolver.resolve(server.host, server.port)
             )
-            self._look_up.add_done_callback(self._looked_up, context=NOBODY)
+            self._look_up.add_done_callback(self._looked_up, context=Context())
         else:
             self._found([(family, address) for family, _, _, _, address in numeric])
 

@@ -23,15 +23,15 @@ clock = time.monotonic
 LONGEST = 1e6
 #: No moment at all.
 NEVER = float("inf")
-#: The context of loop callbacks that serve everybody: nobody's request.
-NOBODY = Context()
 
 
 def detached(function: Callable[..., _T], *args: Any) -> _T:
     """Calls ``function`` in a new empty context: shared things are born there.
 
     Handlers and timeouts keep the context of the line that registers them
-    alive, and would run in it.
+    alive, and would run in it. Each callback has an empty one of its own:
+    a context can be entered by one thread at a time, and threads may have
+    loops and clients of their own.
     """
     return Context().run(function, *args)
 
@@ -128,7 +128,7 @@ class Deadlines:
         """Has the timeout removed, after those who were woken before, if it watches nothing."""
         if not self._busy and not self._settling and self._timeout is not None:
             self._settling = True
-            self._loop.call_soon(self._settle, context=NOBODY)
+            self._loop.call_soon(self._settle, context=Context())
 
     def add(self, key: Hashable, moment: float, call: Expiring) -> None:
         """Registers one call. All calls of one ``key`` have moments that do not fall."""

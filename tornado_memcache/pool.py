@@ -6,6 +6,7 @@ connection does the I/O.
 """
 
 import asyncio
+from contextvars import Context
 
 from tornado.ioloop import IOLoop
 
@@ -14,7 +15,7 @@ from .address import Server
 from .choice import bound_to, choose, usable
 from .connection import Connection
 from .connector import Transport
-from .deadlines import NOBODY, Deadlines
+from .deadlines import Deadlines
 from .errors import (
     ClientClosed,
     ConnectionFailed,
@@ -125,7 +126,7 @@ class Pool:
         )
 
     def _refuse(self, slot: Slot, error: MemcacheError) -> None:
-        self._loop.call_soon(self._fail, slot, error, context=NOBODY)
+        self._loop.call_soon(self._fail, slot, error, context=Context())
 
     def _fail(self, slot: Slot, error: MemcacheError) -> None:
         error.server = error.server or self.name
@@ -158,7 +159,7 @@ class Pool:
         waiter = getattr(slot.waiter, "whole", slot.waiter)
         if type(waiter) is asyncio.Future:
             # Any other waiter tells its slot that it went away.
-            waiter.add_done_callback(lambda _: self.left(slot), context=NOBODY)
+            waiter.add_done_callback(lambda _: self.left(slot), context=Context())
 
     def left(self, slot: Slot) -> None:
         """Notes that a caller in line went away. Nobody connects for nobody."""
@@ -270,7 +271,7 @@ class Pool:
             return False
         self.pending -= slot.weight
         slot.reply = Reply(b"EXISTS")
-        self._loop.call_soon(slot.deliver, context=NOBODY)
+        self._loop.call_soon(slot.deliver, context=Context())
         return True
 
     def reconsider(self) -> None:

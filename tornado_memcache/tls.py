@@ -8,11 +8,12 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextvars import Context
 from typing import Any
 
 from tornado.iostream import SSLIOStream
 
-from .deadlines import NOBODY, detached
+from .deadlines import detached
 from .errors import InvalidRequest
 from .stream import MOST_SEGMENTS, SEGMENT, SegmentStream
 
@@ -150,7 +151,7 @@ class SecureStream(SegmentStream, SSLIOStream):
         while self._records and not self.closed():
             written = self.write(self._records.popleft())
             if super().writing():
-                written.add_done_callback(self._written, context=NOBODY)
+                written.add_done_callback(self._written, context=Context())
                 return False
         return True
 

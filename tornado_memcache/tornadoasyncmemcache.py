@@ -12,7 +12,7 @@ wanted, pass ``serializer=Plain()`` or use the native client.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from .address import Server
 from .arguments import check_integer, key_bytes, listed, whole
 from .call import check_callbacks
 from .client import Client as NativeClient
-from .deadlines import NOBODY
 from .errors import (
     ConnectionFailed,
     InvalidRequest,
@@ -385,7 +384,7 @@ class ClientPool(Client):
                 reason,
                 copy_context(),
                 boundaries.current(),
-                context=NOBODY,
+                context=Context(),
             )
             return
         super()._do(name, key, begin, outcome, callback, fail_callback)
