@@ -90,6 +90,86 @@ async def test_a_name_without_an_address_fails_in_phase_resolving(expect_log):
             await client.get("k")
 
 
+def raises(error):
+    def answer():
+        raise error
+
+    return answer
+
+
+async def nothing():
+    return None
+
+
+async def cancelled():
+    raise asyncio.CancelledError
+
+
+async def answered(answer):
+    return answer
+
+
+#: What a resolver of the user's may do, and what is told of it.
+BAD_RESOLVERS = [
+    pytest.param(raises(ValueError("a bug")), "resolving", "a bug", id="raises"),
+    pytest.param(raises(ValueError()), "resolving", "ValueError", id="raises-without-words"),
+    pytest.param(raises(asyncio.CancelledError()), "resolving", "", id="raises-cancelled"),
+    pytest.param(lambda: None, "resolving", "", id="no-awaitable"),
+    pytest.param(nothing, "resolving", "", id="none"),
+    pytest.param(cancelled, "resolving", "the look-up was cancelled", id="cancelled"),
+    pytest.param(lambda: answered(7), "resolving", "", id="no-list"),
+    pytest.param(lambda: answered([("x", "y", "z")]), "resolving", "", id="no-pairs"),
+    pytest.param(lambda: answered(iter(())), "resolving", "has no address", id="empty"),
+    pytest.param(
+        lambda: answered([(socket.AF_INET, ("127.0.0.1", 99999999))]), "connecting", "", id="port"
+    ),
+    pytest.param(lambda: answered([(socket.AF_INET, None)]), "connecting", "", id="no-address"),
+    pytest.param(lambda: answered([("x", "y")]), "connecting", "", id="no-family"),
+    pytest.param(
+        lambda: answered([(socket.AF_INET, ("foo..bar", 1))]), "connecting", "", id="no-name"
+    ),
+]
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(("answer", "phase", "told"), BAD_RESOLVERS)
+async def test_whatever_a_resolver_does_the_call_fails_once_and_later(
+    answer, phase, told, expect_log
+):
+    expect_log(LOG, "taken for dead")
+
+    class Wrong:
+        def resolve(self, host, port):
+            return answer()
+
+    outcomes = []
+    async with Client(["cache.example:11211"], resolver=Wrong(), request_timeout=10) as client:
+        future = client.get("k", callback=outcomes.append, fail_callback=outcomes.append)
+        assert future is None and not outcomes
+        pool = client._pools[0]
+        while not outcomes:
+            await asyncio.sleep(0.001)
+        (error,) = outcomes
+        assert type(error) is ConnectionFailed and error.phase == phase
+        assert told in str(error)
+        assert pool.counts()["open"] == pool.counts()["pending"] == 0
+    assert len(outcomes) == 1
+
+
+@pytest.mark.gen_test
+async def test_an_address_that_is_none_gives_way_to_the_next(memcached):
+    class Half:
+        async def resolve(self, host, port):
+            return [
+                ("x", "y"),
+                (socket.AF_INET, ("127.0.0.1", -1)),
+                (socket.AF_INET, at(memcached)),
+            ]
+
+    async with Client(["cache.example:11211"], resolver=Half(), request_timeout=10) as client:
+        assert await client.set("k", 1) is True
+
+
 @pytest.mark.gen_test
 async def test_a_slow_look_up_does_not_block_and_ends_by_the_deadline(expect_log):
     expect_log(LOG, "fails")

@@ -88,6 +88,10 @@ def _check_server(server: Server, spec: object = None) -> Server:
     check_integer("port", server.port, 1, 65535)
     if not server.host or any(c.isspace() or not c.isprintable() or c in "/@" for c in server.host):
         raise InvalidServer(f"{named} names no host")
+    try:
+        server.host.encode("idna")
+    except UnicodeError:
+        raise InvalidServer(f"{named} names no host: a label is empty or too long") from None
     return server
 
 

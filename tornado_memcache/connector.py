@@ -40,6 +40,11 @@ class Transport(NamedTuple):
     ssl_context: SSLContext | None = None
 
 
+def _cause(error: BaseException) -> OSError:
+    """Returns why an opening failed, whatever a resolver or a socket has raised."""
+    return error if isinstance(error, OSError) else OSError(str(error) or type(error).__name__)
+
+
 def _check_backlog(stream: SegmentStream) -> None:
     """Closes a stream to a unix socket that takes no more connections.
 
@@ -108,42 +113,58 @@ class Connector:
             numeric = socket.getaddrinfo(
                 server.host, server.port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST
             )
-        except OSError:
-            self._look_up = asyncio.ensure_future(
-                self._transport.resolver.resolve(server.host, server.port)
-            )
-            self._look_up.add_done_callback(self._looked_up, context=Context())
+        except (OSError, UnicodeError):
+            self._begin_look_up()
         else:
             self._found([(family, address) for family, _, _, _, address in numeric])
 
-    def _looked_up(self, future: "asyncio.Future[Any]") -> None:
-        if self._ended or future.cancelled():
-            return
-        error = future.exception()
-        if error is None and not future.result():
-            error = OSError(f"{self._server.host} has no address")
-        if error is not None:
-            self._fail(error if isinstance(error, OSError) else OSError(str(error)))
+    def _begin_look_up(self) -> None:
+        try:
+            self._look_up = asyncio.ensure_future(
+                self._transport.resolver.resolve(self._server.host, self._server.port)
+            )
+        except (Exception, asyncio.CancelledError) as error:  # (a resolver is a user's code)
+            self._fail(_cause(error))
         else:
-            self._found(future.result())
+            self._look_up.add_done_callback(self._looked_up, context=Context())
+
+    def _looked_up(self, future: "asyncio.Future[Any]") -> None:
+        if self._ended:
+            return
+        try:
+            addresses = [(family, address) for family, address in future.result()]
+        except OSError as error:
+            self._fail(error)
+        except asyncio.CancelledError:
+            self._fail(OSError("the look-up was cancelled"))
+        except Exception as error:
+            self._fail(_cause(error))
+        else:
+            if addresses:
+                self._found(addresses)
+            else:
+                self._fail(OSError(f"{self._server.host} has no address"))
 
     def _found(self, addresses: list[tuple[int, Any]]) -> None:
         self.phase = "connecting"
-        self._addresses = list(addresses)
+        self._addresses = addresses
         self._next_attempt()
 
     def _next_attempt(self) -> None:
         self._drop_timeout()
         family, address = self._addresses.pop(0)
+        stream = None
         try:
             stream = SegmentStream(socket.socket(family, socket.SOCK_STREAM))
-        except OSError as error:
-            self._attempt_failed(error)
+            if family != socket.AF_UNIX:
+                stream.set_nodelay(True)
+                stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connecting = self._attempts[stream] = stream.connect(address)
+        except Exception as error:  # (an address that is none: whatever the socket says of it)
+            if stream is not None:
+                stream.close()
+            self._attempt_failed(_cause(error))
             return
-        if family != socket.AF_UNIX:
-            stream.set_nodelay(True)
-            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connecting = self._attempts[stream] = stream.connect(address)
         connecting.add_done_callback(lambda future: self._attempted(stream, future))
         if family == socket.AF_UNIX and not stream.closed():
             _check_backlog(stream)
@@ -165,7 +186,7 @@ class Connector:
         if error is not None:
             stream.close()
             cause = error.real_error if isinstance(error, StreamClosedError) else error
-            self._attempt_failed(cause if isinstance(cause, OSError) else OSError(str(error)))
+            self._attempt_failed(_cause(cause or error))
         elif self._transport.ssl_context is None or isinstance(stream, SecureStream):
             self.close()
             self._opened(stream)
@@ -178,7 +199,7 @@ class Connector:
         try:
             secure = SecureStream.over(stream, context, self._server.host)
         except (OSError, ValueError) as error:
-            self._attempt_failed(error if isinstance(error, OSError) else OSError(str(error)))
+            self._attempt_failed(_cause(error))
             return
         shaking = self._attempts[secure] = secure.wait_for_handshake()
         shaking.add_done_callback(lambda future: self._attempted(secure, future))
