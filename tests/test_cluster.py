@@ -26,7 +26,7 @@ from tornado_memcache import (
     Timeout,
     ValueTooLarge,
 )
-from tornado_memcache.ring import key_hash
+from tornado_memcache.ring import Modulo, key_hash
 
 from .faultproxy import FaultProxy
 from .scripted import Close, Expect, Scripted, Send
@@ -334,6 +334,24 @@ async def test_a_bad_list_changes_nothing(memcached, servers, error):
             client.set_servers(servers)
         assert [server.name for server in client.servers] == [memcached.address]
         assert await client.get("k") == "v"
+
+
+@pytest.mark.gen_test
+async def test_a_list_that_the_ring_refuses_changes_nothing(start_memcached):
+    def odd(servers):
+        if len(servers) % 2 == 0:
+            raise ValueError("an even number will not do")
+        return Modulo(servers)
+
+    servers = [start_memcached().address for _ in range(3)]
+    async with Client(servers, ring=odd) as client:
+        for _ in ("before the first call", "after it"):
+            pools, ring = client._pools, client._cluster._ring
+            with pytest.raises(ValueError, match="even number"):
+                client.set_servers(servers[:2])
+            assert [server.name for server in client.servers] == servers
+            assert client._pools == pools and client._cluster._ring is ring
+            assert await client.set_multi({f"k{n}": n for n in range(20)}) == []
 
 
 # -- on_dead

@@ -160,8 +160,9 @@ class Cluster:
 
     def set_servers(self, servers: Iterable[Any]) -> None:
         """Replaces the servers. Calls under way to one that goes away still end there."""
-        self.servers = self._checked(servers)
-        self._ring = make_ring(self._ring_kind, self.servers)
+        checked = self._checked(servers)
+        ring = make_ring(self._ring_kind, checked)  # (may refuse: nothing has changed yet)
+        self.servers, self._ring = checked, ring
         if self.loop is None:
             return
         if self.loop.is_closed() or self._forked():
