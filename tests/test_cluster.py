@@ -897,6 +897,51 @@ async def test_a_call_from_another_thread_is_refused_while_the_loop_runs(memcach
         assert await client.get("k") == "v"
 
 
+@pytest.mark.gen_test
+async def test_servers_do_not_change_from_another_thread_while_the_loop_runs(memcached):
+    async with Client([memcached.address]) as client:
+        await client.set("k", "v")
+        pools = client._pools
+        with pytest.raises(RuntimeError, match=r"loop of another thread: change its servers"):
+            await asyncio.to_thread(client.set_servers, ["127.0.0.1:1"])
+        assert [server.name for server in client.servers] == [memcached.address]
+        assert client._pools == pools and await client.get("k") == "v"
+
+
+@pytest.mark.parametrize("warm", [0, 1])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_servers_may_change_while_the_loop_stands_still(
+    memcached, start_memcached, warm, elsewhere
+):
+    """The new pools are on the loop of the client, whichever is the current one meanwhile."""
+    other = start_memcached()
+    other.ask(b"set k 2 0 1\r\n7\r\n", b"STORED\r\n")
+    port = other.address.rpartition(":")[2]
+    loop = asyncio.new_event_loop()
+    client = Client([memcached.address], min_connections=warm, request_timeout=10)
+
+    async def get():
+        return await client.get("k")
+
+    async def close():
+        client.close()
+
+    async def change():
+        client.set_servers([f"localhost:{port}"])
+
+    try:
+        assert loop.run_until_complete(get()) is None
+        if elsewhere:
+            asyncio.run(change())
+        else:
+            client.set_servers([f"localhost:{port}"])
+        assert loop.run_until_complete(get()) == 7
+        loop.run_until_complete(close())
+    finally:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
 def test_a_loop_that_moves_to_another_thread_takes_its_client_along(memcached):
     loop = asyncio.new_event_loop()
     client = Client([memcached.address])

@@ -9,6 +9,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable
+from contextvars import Context
 from threading import get_ident
 from typing import Any
 
@@ -106,7 +107,10 @@ class Cluster:
                     "make one Client for each loop"
                 )
             self._abandon()
-        self.loop, self.deadlines = loop, Deadlines(IOLoop.current(), loop)
+        self._io_loop = IOLoop.current()
+        self.loop, self.deadlines = loop, Deadlines(self._io_loop, loop)
+        resolver = self._resolver if self._resolver is not None else Resolver()
+        self._transport = Transport(resolver, self._ssl_context)
         self._pid = os.getpid()
         self._set_pools([])
         if self.closed:
@@ -116,22 +120,38 @@ class Cluster:
         """Makes the pools of the servers, with what is kept of the old ones."""
         assert self.loop is not None and self.deadlines is not None
         known = {pool.name: pool for pool in kept}
-        io_loop = IOLoop.current()
-        resolver = self._resolver if self._resolver is not None else Resolver()
-        transport = Transport(resolver, self._ssl_context)
         self.pools = tuple(
             known.get(server.name)
-            or Pool(server, self._settings, self.deadlines, io_loop, self.loop, transport)
+            or Pool(
+                server, self._settings, self.deadlines, self._io_loop, self.loop, self._transport
+            )
             for server in self.servers
         )
         self.only = self.pools[0] if len(self.pools) == 1 else None
         for pool in self.pools:
             pool.restore()
-            pool.keep_warm()
+            if _is_running_here(self.loop):
+                pool.keep_warm()
+            else:  # (a stream is made on the loop that runs)
+                self.loop.call_soon(pool.keep_warm, context=Context())
 
     def _forked(self) -> bool:
         """True in a child of fork, where loop and connections are the parent's."""
         return self.loop is not None and self._pid != os.getpid()
+
+    def _is_gone(self) -> bool:
+        """True if there was a loop, and nobody there can be told anything."""
+        return self.loop is not None and (self._forked() or self.loop.is_closed())
+
+    def _check_thread(self, what: str, how: str) -> None:
+        """Refuses ``what`` while the loop runs elsewhere; one that stands still may be anywhere."""
+        if self.loop is None or self._is_gone() or _is_running_here(self.loop):
+            return
+        if self.loop.is_running():
+            raise RuntimeError(
+                "the Client belongs to a loop of another thread: "
+                f"{what} there, by IOLoop.add_callback({how})"
+            )
 
     def _abandon(self) -> None:
         """Lets go of the pools of a closed loop: nobody there can be told anything."""
@@ -160,12 +180,13 @@ class Cluster:
 
     def set_servers(self, servers: Iterable[Any]) -> None:
         """Replaces the servers. Calls under way to one that goes away still end there."""
+        self._check_thread("change its servers", "client.set_servers, servers")
         checked = self._checked(servers)
         ring = make_ring(self._ring_kind, checked)  # (may refuse: nothing has changed yet)
         self.servers, self._ring = checked, ring
         if self.loop is None:
             return
-        if self.loop.is_closed() or self._forked():
+        if self._is_gone():
             self._abandon()
             self.pools, self.only, self.loop = (), None, None
             return
@@ -198,15 +219,9 @@ class Cluster:
 
     def close(self) -> None:
         """Closes everything; calls under way fail with `.ClientClosed`."""
-        gone = self.loop is not None and (self._forked() or self.loop.is_closed())
-        if self.loop is not None and not gone and not _is_running_here(self.loop):
-            if self.loop.is_running():
-                raise RuntimeError(
-                    "the Client belongs to a loop of another thread: "
-                    "close it there, by IOLoop.add_callback(client.close)"
-                )
+        self._check_thread("close it", "client.close")
         self.closed = True
-        if gone:
+        if self._is_gone():
             self._abandon()
             self.pools, self.only, self.loop = (), None, None
         for pool in (*self.pools, *self._retired):
