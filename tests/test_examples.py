@@ -98,6 +98,16 @@ def running(name: str, end: int = signal.SIGTERM, **more: str) -> Iterator[Runni
             assert "Traceback" not in example.log, example.log
 
 
+def stop(pid: int) -> None:
+    """SIGSTOP, and waits until each thread of somebody else's child has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + 10
+    for status in Path(f"/proc/{pid}/task").glob("*/stat"):
+        while status.read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < until, "it does not stop"
+            time.sleep(0.001)
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -195,7 +205,7 @@ def test_the_demo_starts_a_memcached_and_ends_it(memcached_binary, end):
         child = int(found[1])
         assert is_alive(child)
         assert "Visits: <b>1</b>" in demo.get("/counter")[1]
-        os.kill(child, signal.SIGSTOP)
+        stop(child)
         status, page = demo.get("/counter")
         assert status == 503 and "while waiting for the reply" in page
     assert demo.process.returncode == 0
