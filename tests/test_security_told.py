@@ -248,6 +248,19 @@ async def test_a_line_out_of_step_may_be_a_value_and_is_not_told(number, told):
 
 
 @pytest.mark.gen_test(timeout=30)
+async def test_words_from_the_middle_of_a_value_are_not_told(told):
+    value = b"user=alice&password=" + MARKED
+    ask = b"set k 0 0 %d\r\n%s\r\n" % (len(value), value)
+    answer = b"SERVER_ERROR cannot store " + MARKED + b"\r\n"
+    async with Scripted([Expect(ask), Send(answer)]) as server:
+        async with Client([server.address], request_timeout=20) as mc:
+            with pytest.raises(MemcacheError, match="repeat the value") as caught:
+                await mc.request(Request(b"set", (b"k",), value))
+            told.add(caught.value)
+    told.search(MARKER)
+
+
+@pytest.mark.gen_test(timeout=30)
 async def test_the_words_of_a_server_are_printable_and_cut(told):
     words = b"\x1b[31m\nFAKE log line\x00\xff " + b"long " * 300
     for kind in (b"SERVER_ERROR ", b"CLIENT_ERROR "):

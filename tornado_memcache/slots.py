@@ -46,8 +46,18 @@ from .text import (
 _REPEATED = slice(0, 16)
 #: A shorter value stands in any text by chance.
 _SHORTEST_REPEATED = 4
+#: Nor is one that has so long a word of it, wherever that stands.
+_LONG_WORD = 8
 #: Makes an `.Item` of a tuple, without a Python function on the way (`Item._make` is one).
 _new = tuple.__new__
+
+
+def _repeats(line: bytes, value: bytes) -> bool:
+    """True if an error line shows how ``value`` begins, or has a long word of it."""
+    start = value[_REPEATED]
+    return (len(start) >= _SHORTEST_REPEATED and start in line) or any(
+        len(word) >= _LONG_WORD and word in value for word in line.split()[1:]
+    )
 
 
 def refusal(slot: Slot, line: bytes) -> ReplyError:
@@ -65,8 +75,7 @@ def refusal(slot: Slot, line: bytes) -> ReplyError:
         raise ProtocolError(
             f"{slot.asked()}: an error after a noreply request cannot be attributed"
         )
-    start = slot.request.value[_REPEATED]
-    if len(start) >= _SHORTEST_REPEATED and start in line:
+    if _repeats(line, slot.request.value):
         return type(error)(f"{slot.asked()}: the server refused, in words that repeat the value")
     return type(error)(f"{slot.asked()}: the server said: {error.message}")
 
