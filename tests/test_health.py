@@ -36,11 +36,26 @@ def lines(expect_log: Callable[..., Any]) -> Callable[[], list[str]]:
     return lambda: [record.getMessage() for record in log.records]
 
 
+def told(one: Health) -> str:
+    return str(one.why)
+
+
 def health(dead_retry: float = 30.0, silences: int = 3) -> Health:
     return Health("h:1", dead_retry, silences)
 
 
 # -- death
+
+
+def test_a_dead_server_keeps_no_caller_s_error(lines: Any) -> None:
+    one, met = health(silences=1), Timeout("timed out")
+    one.silence(0.0, 1.0, met)
+    try:
+        raise met
+    except Timeout:
+        assert met.__traceback__ is not None
+    assert one.dead and one.why is not None and one.why.__traceback__ is None
+    assert told(one) == str(met)
 
 
 def test_silences_and_not_calls_are_counted(lines: Any) -> None:
@@ -54,7 +69,7 @@ def test_silences_and_not_calls_are_counted(lines: Any) -> None:
     one.silence(1.4, 2.0, WHY)
     assert not one.dead
     one.silence(2.0, 3.0, WHY)
-    assert one.dead and one.why is WHY and one.dead_until == 3.0 + FIRST_PAUSE
+    assert one.dead and told(one) == str(WHY) and one.dead_until == 3.0 + FIRST_PAUSE
 
 
 @pytest.mark.parametrize("silences", [1, 2, 5])
@@ -80,7 +95,7 @@ def test_any_byte_takes_the_silences_back(lines: Any) -> None:
 def test_a_refusal_counts_at_once(lines: Any) -> None:
     one = health()
     one.refused(1.0, NO)
-    assert one.dead and one.why is NO and one.dead_until == 1.0 + FIRST_PAUSE
+    assert one.dead and told(one) == str(NO) and one.dead_until == 1.0 + FIRST_PAUSE
     one.refused(1.1, NO)
     assert one.dead_until == 1.0 + FIRST_PAUSE, "the dead do not die again"
 
@@ -114,7 +129,7 @@ def test_a_probe_may_fail_by_silence_too(lines: Any) -> None:
     one.probing = True
     one.silence(0.3, 1.3, WHY)
     assert one.dead and not one.probing and one.dead_until == 1.3 + 2 * FIRST_PAUSE
-    assert one.why is WHY
+    assert told(one) == str(WHY)
 
 
 def test_a_short_dead_retry_is_the_pause(lines: Any) -> None:

@@ -94,7 +94,8 @@ class Health:
             _log.warning("memcached %s is taken for dead: %s", self.name, why)
             self.deaths += 1
             self._died_at = now
-        self.dead, self.probing, self.why = True, False, why
+        # (a twin: the caller's own error holds the frames that it went through)
+        self.dead, self.probing, self.why = True, False, why.twin()
         longest = SHORT_PAUSE if now - self._died_at < SHORT_OUTAGE else self._dead_retry
         self._pause = min(self._pause * 2 or FIRST_PAUSE, longest, self._dead_retry)
         self.dead_until = now + self._pause * random.uniform(0.9, 1.0)
