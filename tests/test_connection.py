@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import time
 
 import pytest
@@ -121,6 +122,25 @@ async def test_a_drip_holds_nobody_beyond_its_deadline(expect_log):
             with pytest.raises(Timeout):
                 await client.get("k")
             assert time.monotonic() - begun < 0.35
+
+
+@pytest.mark.gen_test
+async def test_to_catch_up_reads_what_was_owed_and_not_what_the_callbacks_ask_for(memcached):
+    async with Client([memcached.address], request_timeout=10) as client:
+        await client.get("k")
+        told, connection = [], only(client)
+
+        def ask(value: object = None) -> None:
+            told.append(value)
+            if len(told) < 20:
+                client.get("k", callback=ask)
+                select.select([connection._stream.socket], [], [], 5)
+
+        ask()
+        connection.catch_up()
+        assert len(told) == 2, "the loop is held for as long as the callbacks go on"
+        while len(told) < 20:
+            await asyncio.sleep(0)
 
 
 @pytest.mark.gen_test

@@ -397,9 +397,12 @@ class Connection:
         return min(self._live.next_deadline, self._close_at)
 
     def catch_up(self) -> None:
-        stream = self._stream
-        while stream is not None and self._protocol.owed and stream.read_segment():
-            pass
+        stream, owed = self._stream, self._protocol.owed
+        # No further than what is owed now: the callbacks within may ask for more without end.
+        last = owed[-1] if owed else None
+        while stream is not None and last is not None and last.reply is None:
+            if not stream.read_segment():
+                break
 
     def expire(self, now: float) -> None:
         live = self._live
