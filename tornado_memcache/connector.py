@@ -129,14 +129,12 @@ class Connector:
             self._look_up.add_done_callback(self._looked_up, context=Context())
 
     def _looked_up(self, future: "asyncio.Future[Any]") -> None:
-        if self._ended:
-            return
+        if self._ended or future.cancelled():
+            return  # (by a loop that ends, nearly always; else the connect timeout comes)
         try:
             addresses = [(family, address) for family, address in future.result()]
         except OSError as error:
             self._fail(error)
-        except asyncio.CancelledError:
-            self._fail(OSError("the look-up was cancelled"))
         except Exception as error:
             self._fail(_cause(error))
         else:
