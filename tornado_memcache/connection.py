@@ -216,8 +216,7 @@ class Connection:
         """
         batch = self._outbox.batch
         if batch is None:
-            deadline = deadlines.clock() + self._settings.request_timeout
-            batch = self._outbox.open_batch(decode, raw_flags, deadline)
+            batch = self._outbox.open_batch(decode, raw_flags)
             batch.waiting[key] = waiter
             batch.place = self
             if not self._scheduled:
@@ -241,7 +240,11 @@ class Connection:
         return batch
 
     def _close_batch(self) -> None:
-        for slot in self._outbox.close_batch():
+        if self._outbox.batch is None:
+            return
+        # From now on: whoever joined last, in a turn that took long, has its whole time.
+        deadline = deadlines.clock() + self._settings.request_timeout
+        for slot in self._outbox.close_batch(deadline):
             slot.place = self
             self._pool.pending += slot.weight
             self._register(slot)
@@ -266,8 +269,7 @@ class Connection:
     def flush(self) -> None:
         """Writes what waits, unless the server is not reading what was written."""
         stream, outbox = self._stream, self._outbox
-        if outbox.batch is not None:
-            self._close_batch()
+        self._close_batch()
         if stream is None or stream.writing():
             return
         if not self._protocol.owed and deadlines.clock() - self._rested_at > LONG_REST:
@@ -477,7 +479,7 @@ class Connection:
         if self._stream is not None:
             self._stream.receiver = None
             self._stream.socket.close()
-        self._outbox.close_batch()
+        self._outbox.close_batch(NEVER)
         slots = itertools.chain(self._protocol.owed, self._outbox.written, self._outbox.unsent)
         return sum(slot.waiters_left() for slot in slots)
 
