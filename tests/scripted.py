@@ -59,6 +59,7 @@ class Scripted:
         self.connections = 0
         self.received: list[bytes] = []
         self.faults: list[str] = []
+        self._sockets: list[socket.socket] = []
         self.address = ""
 
     async def __aenter__(self) -> Scripted:
@@ -74,6 +75,8 @@ class Scripted:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for sock in self._sockets:  # (a task that had not begun has closed none)
+            sock.close()
         if kind is None:
             assert not self.faults, self.faults
 
@@ -81,6 +84,7 @@ class Scripted:
         loop = asyncio.get_running_loop()
         while True:
             sock, _ = await loop.sock_accept(self._listener)
+            self._sockets.append(sock)
             number = self.connections
             self.connections += 1
             self.received.append(b"")

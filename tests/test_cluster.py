@@ -964,3 +964,29 @@ def test_a_loop_that_moves_to_another_thread_takes_its_client_along(memcached):
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+
+
+@pytest.mark.gen_test
+async def test_a_noreply_write_of_20_mb_still_ends_at_a_server_that_goes_away(start_memcached):
+    options = ["-I", "32m", "-m", "128"]
+    goes, stays = start_memcached(options), start_memcached()
+    async with Client([goes.address], max_value_size=32_000_000, request_timeout=10) as client:
+        await client.get("warm")
+        call = client.set("k", b"x" * 20_000_000, noreply=True)
+        client.set_servers([stays.address])
+        assert await call is True
+        while connections(goes):
+            await asyncio.sleep(0.01)
+        assert len(goes.ask(b"get k\r\n", b"END\r\n")) > 20_000_000
+
+
+@pytest.mark.gen_test
+async def test_a_warm_connection_that_opens_to_a_server_that_went_away_is_closed(start_memcached):
+    goes, stays = start_memcached(), start_memcached()
+    async with Client([goes.address], min_connections=2) as client:
+        client.warm_up()
+        client.set_servers([stays.address])
+        assert await client.set("k", "v") is True
+        while connections(goes):
+            await asyncio.sleep(0.01)
+        assert not client._cluster._retired or not client._cluster._retired[0]._connections

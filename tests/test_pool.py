@@ -24,6 +24,7 @@ from tornado_memcache import (
     TooManyCalls,
 )
 from tornado_memcache import deadlines as deadlines_module
+from tornado_memcache.health import FIRST_PAUSE
 
 from .scripted import Close, Expect, Reset, Scripted, Send, Sleep
 
@@ -667,3 +668,27 @@ async def test_connects_during_a_death_follow_the_doubling_pauses(expect_log, mo
             shift += 0.05
         # 10 s: at 0, 0.25, 0.75, 1.65, 2.55, 4.35 and 7.95 s, a tenth less each for the jitter.
         assert 6 <= tries <= 8
+
+
+# -- connections that are kept warm
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("closes", [Close, Reset])
+async def test_a_warm_connection_that_was_never_asked_may_be_closed_by_its_server(closes):
+    """As an idle_timeout does, again and again: it is opened anew, and nobody is dead."""
+    async with Scripted([Sleep(2 * FIRST_PAUSE), closes()]) as server:
+        async with Client([server.address], min_connections=4) as client:
+            client.warm_up()
+            await until(lambda: server.connections >= 9, 20)
+            health = client._pools[0].health
+            assert (health.deaths, health.troubled) == (0, False)
+
+
+@pytest.mark.gen_test
+async def test_a_warm_connection_that_is_closed_at_once_was_refused(expect_log):
+    expect_log(LOG, "is taken for dead")
+    async with Scripted([Close()]) as server:
+        async with Client([server.address], min_connections=4) as client:
+            client.warm_up()
+            await until(lambda: client._pools[0].health.dead)

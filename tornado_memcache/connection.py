@@ -70,16 +70,13 @@ class Connection:
         self._connector: Connector | None = None
         self._stream: SegmentStream | None = None
         self._protocol = OwedReplies(settings.max_value_size)
-        #: When it began to connect.
-        self.begun = 0.0
-        self.open = False
-        self.late = False
-        self.closed = False
-        #: True once the connection is to close as soon as it is idle.
+        #: When it began to connect, and when it was open.
+        self.begun, self.opened_at = 0.0, NEVER
+        self.open = self.late = self.closed = False
+        #: True once the connection is to close as soon as nothing is under way.
         self.retiring = False
         #: True once any byte has left, and once any has come.
-        self.asked = False
-        self.heard = False
+        self.asked = self.heard = False
         #: Keys with an unanswered write; counted only once other connections are used.
         self.bound: BoundKeys | None = None
         self._outbox = Outbox()
@@ -89,9 +86,8 @@ class Connection:
         self._large = 0
         self._streaming = False
         self._scheduled = False
-        self._rested_at = 0.0
+        self._rested_at = self._awaited_until = 0.0
         self._close_at = NEVER
-        self._awaited_until = 0.0
 
     # -- opening
 
@@ -111,7 +107,7 @@ class Connection:
             stream.close()
             return
         self._connector, self._stream, self.open = None, stream, True
-        self._close_at = NEVER
+        self.opened_at, self._close_at = deadlines.clock(), NEVER
         self._deadlines.rest(self)
         stream.receiver = self
         self._pool.opened(self)
@@ -143,10 +139,8 @@ class Connection:
         return self._large > 0 or self._streaming
 
     def phase_of(self, slot: Slot) -> str:
-        stream = self._stream
-        if not slot.sent or (stream is not None and stream.writing()):
-            return "writing"
-        return "reply"
+        writing = self._stream is not None and self._stream.writing()
+        return "writing" if writing or not slot.sent else "reply"
 
     def failure_of(self, slot: Slot) -> Timeout:
         return Timeout(
@@ -182,6 +176,17 @@ class Connection:
             deadline = deadlines.clock() + self._settings.request_timeout
             self._pool.pending += 1
             self.send(slot_for(Request(b"version"), self._loop.create_future(), bool, deadline))
+
+    def retire(self) -> None:
+        """Closes it once nothing is under way, noreply requests included: it is not needed."""
+        self.retiring = True
+        if self._stream is None or self.closed:
+            return
+        if self._outbox.silent:
+            self.hold()  # (this may be within a flush: nothing leaves in between)
+            self.confirm()
+        elif self.idle and not (self._outbox.written or self._stream.writing()):
+            self.close(ClientClosed("the connection is not needed", server=self.name))
 
     # -- sending
 
@@ -303,9 +308,8 @@ class Connection:
     # -- receiving
 
     def receiving(self) -> memoryview | None:
-        protocol = self._protocol
-        block = protocol.block
-        return None if block is None else block[protocol.filled :]
+        block = self._protocol.block
+        return None if block is None else block[self._protocol.filled :]
 
     def received(self, data: bytes) -> None:
         """Takes a segment: finishes the slots that it answers, then delivers."""
@@ -376,9 +380,8 @@ class Connection:
             self._deadlines.leave(self)
         if self.bound is not None and self.idle:
             self._pool.reconsider()
-        if self.idle and (self.retiring or self._pool.has_idle_enough(self)):
-            self.retiring = True
-            self.close(ClientClosed("the connection is not needed", server=self.name))
+        if self.retiring or (self.settled and self._pool.has_idle_enough(self)):
+            self.retire()
 
     def _let_go(self, slots: list[Slot]) -> None:
         """Forgets slots to which no reply will come."""
@@ -435,11 +438,11 @@ class Connection:
         self._pool.silent(last.deadline - self._settings.request_timeout)
 
     def _overdue(self) -> None:
-        if self.connecting:
-            self.close(Timeout("timed out", server=self.name, phase=self.phase))
-            return
         told = "the server did not answer in time, the connection was closed"
-        self.close(ConnectionFailed(told, server=self.name))
+        error: MemcacheError = ConnectionFailed(told, server=self.name)
+        if self.connecting:
+            error = Timeout("timed out", server=self.name, phase=self.phase)
+        self.close(error)
 
     # -- closing
 

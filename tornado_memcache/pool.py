@@ -221,6 +221,8 @@ class Pool:
         if self._settings.flush_on_reconnect and self.health.deaths > self._deaths_flushed:
             self._flush(connection)
         self._serve_line()
+        if connection.retiring:
+            connection.retire()  # (if the line has nothing for it)
         self.warm_up()
 
     def _flush(self, connection: Connection) -> None:
@@ -320,6 +322,8 @@ class Pool:
         if isinstance(error, ConnectionRefused):
             error = ConnectionFailed(str(error), server=self.name, phase="connecting")
         made = connection.heard or connection.late or connection.retiring
+        if not connection.asked and deadlines.clock() - connection.opened_at >= FIRST_PAUSE:
+            made = True  # kept warm for longer than a refusal takes, and never asked
         if isinstance(error, UNANSWERED) and error.phase != "reply":
             made = False
         if not connection.connecting:
@@ -428,9 +432,7 @@ class Pool:
         """
         self._retired = True
         for connection in list(self._connections):
-            connection.retiring = True
-            if connection.open and connection.idle:
-                connection.close(ClientClosed("the server was removed", server=self.name))
+            connection.retire()
         return not self._connections and not self._line
 
     def restore(self) -> None:
