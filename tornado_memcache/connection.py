@@ -221,7 +221,8 @@ class Connection:
         """
         batch = self._outbox.batch
         if batch is None:
-            batch = self._outbox.open_batch(decode, raw_flags)
+            deadline = deadlines.clock() + self._settings.request_timeout
+            batch = self._outbox.open_batch(decode, raw_flags, deadline)
             batch.waiting[key] = waiter
             batch.place = self
             if not self._scheduled:
@@ -245,11 +246,7 @@ class Connection:
         return batch
 
     def _close_batch(self) -> None:
-        if self._outbox.batch is None:
-            return
-        # From now on: whoever joined last, in a turn that took long, has its whole time.
-        deadline = deadlines.clock() + self._settings.request_timeout
-        for slot in self._outbox.close_batch(deadline):
+        for slot in self._outbox.close_batch():
             slot.place = self
             self._pool.pending += slot.weight
             self._register(slot)
@@ -274,7 +271,8 @@ class Connection:
     def flush(self) -> None:
         """Writes what waits, unless the server is not reading what was written."""
         stream, outbox = self._stream, self._outbox
-        self._close_batch()
+        if outbox.batch is not None:
+            self._close_batch()
         if stream is None or stream.writing():
             return
         if not self._protocol.owed and deadlines.clock() - self._rested_at > LONG_REST:
@@ -482,7 +480,7 @@ class Connection:
         if self._stream is not None:
             self._stream.receiver = None
             self._stream.socket.close()
-        self._outbox.close_batch(NEVER)
+        self._outbox.close_batch()
         slots = itertools.chain(self._protocol.owed, self._outbox.written, self._outbox.unsent)
         return sum(slot.waiters_left() for slot in slots)
 
