@@ -693,3 +693,4 @@ async def test_a_warm_connection_that_is_closed_at_once_was_refused(expect_log):
         async with Client([server.address], min_connections=4) as client:
             client.warm_up()
             await until(lambda: client._pools[0].health.dead)
+        await asyncio.sleep(0.1)
