@@ -66,12 +66,13 @@ class Scripted:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
         self._listener.setblocking(False)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._accepting = asyncio.ensure_future(self._accept())
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
         return self
 
     async def __aexit__(self, kind: Any, *_: Any) -> None:
+        asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
-        tasks = [self._accepting, *self._tasks]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -80,17 +81,18 @@ class Scripted:
         if kind is None:
             assert not self.faults, self.faults
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            sock, _ = await loop.sock_accept(self._listener)
-            self._sockets.append(sock)
-            number = self.connections
-            self.connections += 1
-            self.received.append(b"")
-            script = self._scripts[min(number, len(self._scripts) - 1)]
-            task = asyncio.ensure_future(self._follow(sock, number, script))
-            self._tasks.add(task)
+    def _accept(self) -> None:
+        """Takes one connection. (A `sock_accept` that is cancelled may have one in its hand.)"""
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        self._sockets.append(sock)
+        number = self.connections
+        self.connections += 1
+        self.received.append(b"")
+        script = self._scripts[min(number, len(self._scripts) - 1)]
+        self._tasks.add(asyncio.ensure_future(self._follow(sock, number, script)))
 
     async def _follow(self, sock: socket.socket, number: int, script: Sequence[Any]) -> None:
         loop = asyncio.get_running_loop()
