@@ -93,7 +93,7 @@ def counts(client: Client) -> dict[str, int]:
 def lost(client: Client) -> int:
     """Returns a number that grows with each connection that the only pool has lost."""
     (pool,) = client._pools
-    return pool.generation
+    return pool.losses
 
 
 def hand_overs(monkeypatch: Any) -> list[int]:

@@ -143,7 +143,7 @@ class Moment(NamedTuple):
     """When something stood how: the clock, and which connections had been lost by then."""
 
     clock: float
-    generation: tuple[Any, int]
+    losses: tuple[Any, int]
 
 
 @dataclass
@@ -162,7 +162,7 @@ class OwnedKey:
     kind: type
     states: list[Any] = field(default_factory=lambda: [None])
     retired: bool = False
-    #: The generation since which a write is unsettled, if one is.
+    #: The losses since which a write is unsettled, if one is.
     unsettled: tuple[Any, int] | None = None
     #: The moment of which ``states`` tells: the server may have lost them from then on.
     known_at: float = 0.0
@@ -179,8 +179,8 @@ class OwnedKey:
         """
         if self.retired:
             return None
-        since = self.unsettled or begun.generation
-        moved = since != ended.generation
+        since = self.unsettled or begun.losses
+        moved = since != ended.losses
         for step in steps:
             if step.stale and step.answer is False:
                 step.known = NEVER  # (the client said so by itself)
@@ -206,7 +206,7 @@ class OwnedKey:
     @staticmethod
     def _told_of(judgement: tuple[Moment, list[Step], bool]) -> str:
         moment, steps, lost = judgement
-        where = f"{moment.clock:.3f}, generation {moment.generation[1]}{', lost' * lost}"
+        where = f"{moment.clock:.3f}, {moment.losses[1]} connections lost{', lost' * lost}"
         return f"\n        by {where}: " + "; ".join(map(str, steps))
 
     def _follow(self, steps: list[Step], lost: bool) -> str | None:

@@ -89,7 +89,7 @@ class World:
 
     def moment(self, key: str) -> Moment:
         pool = self.pool_of(key)
-        return Moment(clock(), (pool, pool.generation))
+        return Moment(clock(), (pool, pool.losses))
 
     def lost_since(self, key: str, moment: float) -> bool:
         return self.losses[self.pool_of(key).name].since(moment)

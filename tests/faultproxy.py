@@ -92,7 +92,7 @@ class FaultProxy:
         self.replies = Faults()
         self.accepted = 0
         self.address = ""
-        self._target = target
+        self.target = target
         self._random = random.Random(seed)
         self._pairs: set[Pair] = set()
         self._loop = asyncio.new_event_loop()
@@ -114,7 +114,7 @@ class FaultProxy:
         self._loop.close()
 
     def __repr__(self) -> str:
-        return f"<FaultProxy {self.address} to {self._target}, {len(self._pairs)} connections>"
+        return f"<FaultProxy {self.address} to {self.target}, {len(self._pairs)} connections>"
 
     @property
     def connections(self) -> int:
@@ -182,7 +182,7 @@ class FaultProxy:
             asyncio.ensure_future(self._serve(client))
 
     async def _serve(self, client: socket.socket) -> None:
-        path = self._target.startswith("unix:")
+        path = self.target.startswith("unix:")
         server = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         server.setblocking(False)
         pair = Pair(client, server)
@@ -190,9 +190,9 @@ class FaultProxy:
         pair.tasks.append(asyncio.current_task())  # type: ignore[arg-type]
         try:
             if path:
-                await self._loop.sock_connect(server, self._target[5:])
+                await self._loop.sock_connect(server, self.target[5:])
             else:
-                host, _, port = self._target.rpartition(":")
+                host, _, port = self.target.rpartition(":")
                 await self._loop.sock_connect(server, (host, int(port)))
                 server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             pair.tasks += [

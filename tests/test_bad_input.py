@@ -285,7 +285,7 @@ async def test_what_is_refused_puts_nothing_on_the_wire_and_disturbs_nobody(meth
                 refused(warm, method, *line)
                 assert await others[0] == await others[1] == 1
                 assert server.take() == [(b"get", b"other"), (b"incr", b"other")]
-                assert (warm._pools[0].generation, warm._pools[0].pending) == (0, 0)
+                assert (warm._pools[0].losses, warm._pools[0].pending) == (0, 0)
                 assert came == []
             except (Exception, pytest.fail.Exception) as error:
                 failed.append(f"{method}{line[0]!r:.80}: {str(error) or repr(error):.200}")

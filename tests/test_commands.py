@@ -59,8 +59,8 @@ class Styled:
 
     @property
     def connections(self) -> int:
-        """How many connections are open; the generations tell whether one was lost."""
-        assert all(pool.generation == 0 for pool in self.client._pools)
+        """How many connections are open; the losses tell whether one was lost."""
+        assert all(pool.losses == 0 for pool in self.client._pools)
         return sum(pool.counts()["open"] for pool in self.client._pools)
 
 

@@ -248,7 +248,7 @@ async def test_a_connect_that_has_ended_wins_over_its_timeout(memcached):
         calls = [client.set("k", "v"), client.get("k")]
         block(client)
         assert await asyncio.gather(*calls) == [True, "v"]
-        assert client._pools[0].generation == 0
+        assert client._pools[0].losses == 0
 
 
 @pytest.mark.gen_test

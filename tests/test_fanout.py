@@ -210,7 +210,7 @@ async def test_cancelling_ends_all_parts_and_disturbs_nobody(memcached, start_me
                 await task
             assert await other == "v"
             assert await mc.get_multi(KEYS) == dict.fromkeys(KEYS, "v")
-        assert all(pool.generation == 0 for pool in mc._pools)
+        assert all(pool.losses == 0 for pool in mc._pools)
         assert all(pool.pending == 0 for pool in mc._pools)
 
 

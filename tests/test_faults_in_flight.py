@@ -227,6 +227,31 @@ async def test_a_restart_between_two_calls_is_no_visible_error(start_memcached, 
             assert nonce_of("other", await mc.get("other")) == nonce_of("other", value)
 
 
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("loop", ["runs", "is blocked"])
+@pytest.mark.gen_test(timeout=60)
+async def test_a_restart_is_no_visible_error_with_many_idle_connections(
+    start_memcached, style, loop
+):
+    """Each of them is stale: a call that met one of them must not meet the next."""
+    server = start_memcached()
+    async with Client([server.address], min_connections=4) as mc:
+        for exchange in EXCHANGES:
+            assert await mc.set("k", b"5") is True
+            while counts(mc)["idle"] < 4:  # (a reply after the pause has them opened)
+                await asyncio.sleep(0.01)
+                assert await mc.set("k", b"5") is True
+            if loop == "runs":
+                await asyncio.get_running_loop().run_in_executor(None, server.restart)
+            else:
+                server.restart()
+            asked = [Asked(style, exchange.call, mc) for _ in range(3)]
+            for one in asked:
+                after = await one.outcome()
+                assert not isinstance(after, Exception), exchange.name
+                assert not getattr(after, "errors", None), exchange.name
+
+
 # -- restart between gets and cas (tokens start again at 1): the outcome is False; a plain
 #    int is sent as it is
 
@@ -298,19 +323,55 @@ async def test_a_cas_that_was_not_sent_when_its_connection_was_lost_is_false(exp
 @pytest.mark.gen_test(timeout=60)
 async def test_a_cas_in_the_waiting_line_when_a_connection_is_lost_is_false(expect_log, style):
     expect_log(LOG, "fails: get 'slow'")
-    script = [*UNIQUE, Expect(b"get slow\r\n"), Until(lambda: end), Reset()]
+    late: list[bool] = []
     end: list[bool] = []
+    script = [
+        Expect(b"gets k\r\nget slow\r\n"),
+        Until(lambda: late),
+        UNIQUE[1],
+        Until(lambda: end),
+        Reset(),
+    ]
     async with Scripted(script, NO_CAS) as server:
         async with Client([server.address], max_connections=1, request_timeout=0.1) as mc:
-            _, token = await mc.gets("k")
-            slow = Asked(style, mc.get, "slow")
+            fetched, slow = mc.gets("k", timeout=FAR), Asked(style, mc.get, "slow")
             await slow.failure(Timeout)
+            late.append(True)
+            _, token = await fetched
             cas = Asked(style, mc.cas, "k", b"new", token, timeout=FAR)
             assert (counts(mc)["late"], counts(mc)["waiting"]) == (1, 1)
             end.append(True)
             assert await cas.outcome() is False
             assert await mc.get("k") is None
             assert counts(mc)["pending"] == 0
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("fetch", FETCHES)
+@pytest.mark.gen_test(timeout=60)
+async def test_a_token_from_before_a_restart_without_a_farewell_is_false(
+    start_memcached, expect_log, fetch, style
+):
+    """A machine that loses its power sends no FIN: its connection only falls silent."""
+    expect_log(LOG, "fails: get 'k'")
+    old, new = start_memcached(), start_memcached()
+    with FaultProxy(old.address) as proxy:
+        async with Client([proxy.address], request_timeout=0.5) as mc:
+            mine, other = fresh("k"), fresh("k")
+            assert await mc.set("k", mine) is True
+            fetched = await FETCHES[fetch](mc)
+            _, token = fetched["k"] if fetch == "gets_multi" else fetched
+            proxy.replies.hold = True
+            proxy.target = new.address
+            new.ask(b"set k 0 0 %d\r\n%b\r\n" % (len(other), other))
+            assert int(new.ask(b"gets k\r\n", b"END\r\n").split()[4]) == token
+            await Asked(style, mc.get, "k").failure(Timeout)
+            assert counts(mc)["late"] == 1, "and not yet lost"
+            assert await Asked(style, mc.cas, "k", fresh("k"), token).outcome() is False
+            proxy.cut()
+            proxy.heal()
+            await until(lambda: counts(mc)["open"] == 0)
+            assert nonce_of("k", await mc.get("k")) == nonce_of("k", other)
 
 
 @pytest.mark.gen_test(timeout=60)

@@ -1006,7 +1006,7 @@ async def main():
             assert status == 0, status
             children.pop()
     assert list(pool._connections) == before and pool.counts()["open"] == opened
-    assert pool.counts()["pending"] == 0 and pool.generation == 0
+    assert pool.counts()["pending"] == 0 and pool.losses == 0
     client.close()
 
 
@@ -1102,6 +1102,28 @@ async def test_after_a_blocked_loop_a_reply_in_the_socket_wins_over_the_timer(
             await spent
         assert client._pools[0].counts()["late"] == client._pools[0].health.failures == 0
         assert client._pools[1].counts()["late"] == 1
+
+
+@pytest.mark.gen_test
+async def test_a_get_that_joins_a_line_late_in_a_long_turn_has_its_whole_time(
+    clock: Shifted, outage: Any
+) -> None:
+    async with warm() as (server, client):
+        server.hold("reply", b"k2")
+        first = client.get("k1")  # (leaves at once; the others wait for the end of the turn)
+        calls = [client.get("k2")]
+        clock.shift += D + 1.0
+        calls.append(client.get("k3"))
+        await until(lambda: server.held and first.done())
+        for moment in (0.0, D - 0.1):
+            clock.shift += moment
+            fire(client)
+            assert not any(call.done() for call in calls)
+        clock.shift += 0.2
+        fire(client)
+        assert [type(call.exception()) for call in calls] == [Timeout, Timeout]
+        server.release()
+        await all_is_well(client)
 
 
 # -- RLIMIT_NOFILE reached: fails at once, recovers

@@ -160,7 +160,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "client"):
             return
         try:
-            assert all(pool.generation == 0 for pool in self.client._pools)
+            assert all(pool.losses == 0 for pool in self.client._pools)
         finally:
             self.client.close()
             self.io_loop.run_sync(self.server.end)

@@ -10,6 +10,8 @@ import pytest
 from tornado_memcache import Client, ConnectionFailed
 from tornado_memcache.stream import SegmentStream
 
+from .scripted import Expect, Scripted, Send, Until
+
 LOG = "tornado_memcache"
 
 
@@ -50,6 +52,29 @@ async def test_a_longer_timeout_does_not_lose_its_place_in_line(start_memcached)
         server.resume()
         assert await asyncio.gather(first, old, new) == [None, True, True]
         assert await client.get("k") == "new"
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_noreply_write_is_not_overtaken_when_its_connection_is_not_needed():
+    """It leaves a connection that owes nothing and that ``max_idle`` wants closed."""
+    large = b"x" * 70_000
+    first = [Expect(b"set big 0 0 70000\r\n%b\r\n" % large), Send(b"STORED\r\n")]
+    second = [
+        Expect(b"set k 0 0 70000\r\n%b\r\nset k 0 0 3 noreply\r\nnew\r\n" % large),
+        Until(lambda: stored),
+        Send(b"STORED\r\n"),
+        Expect(b"get k\r\n"),
+        Send(b"VALUE k 0 3\r\nnew\r\nEND\r\n"),
+    ]
+    stored: list[bool] = []
+    async with Scripted(first, second) as server:
+        async with Client([server.address], max_idle=1, request_timeout=30.0) as client:
+            big, old = client.set("big", large), client.set("k", large)
+            quiet = client.set("k", b"new", noreply=True)
+            stored.append(await big)
+            assert await asyncio.gather(old, quiet) == [True, True]
+            assert client._pools[0].counts()["idle"] == 2, "one more than is to be kept"
+            assert await client.get("k") == b"new"
 
 
 @pytest.mark.gen_test

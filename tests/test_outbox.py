@@ -26,7 +26,7 @@ def slot(verb, key=b"k", ended=False, **more):
 
 
 def batch(outbox, *keys):
-    opened = outbox.open_batch(lambda *_: None, 0, 1.0)
+    opened = outbox.open_batch(lambda *_: None, 0)
     for key in keys:
         opened.waiting[key] = Waiter()
     return opened
@@ -36,7 +36,7 @@ def test_the_batch_leaves_behind_what_was_sent_while_it_was_open():
     outbox, owed = Outbox(), deque()
     opened = batch(outbox, b"a", b"b")
     outbox.unsent.append(slot(b"set", b"c", value=b"v"))
-    outbox.close_batch()
+    outbox.close_batch(1.0)
     pieces, size, _, withdrawn = outbox.take(owed)
     assert b"".join(pieces) == b"set c 0 0 1\r\nv\r\nget a b\r\n"
     assert size == len(b"".join(pieces))
@@ -66,7 +66,7 @@ def test_a_line_that_is_too_long_is_cut():
     outbox = Outbox()
     keys = [b"%03d" % number + b"k" * 247 for number in range(100)]
     batch(outbox, *keys)
-    parts = outbox.close_batch()
+    parts = outbox.close_batch(1.0)
     assert [key for part in parts for key in part.waiting] == keys
     pieces, _, _, _ = outbox.take(deque())
     assert len(pieces) == len(parts) == 4
@@ -76,7 +76,7 @@ def test_a_line_that_is_too_long_is_cut():
 def test_a_hundred_short_keys_are_one_line():
     outbox = Outbox()
     batch(outbox, *[b"key%d" % number for number in range(100)])
-    assert len(outbox.close_batch()) == 1
+    assert len(outbox.close_batch(1.0)) == 1
 
 
 def test_what_nobody_waits_for_is_withdrawn():

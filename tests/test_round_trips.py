@@ -77,7 +77,7 @@ async def test_data_comes_back_by_every_command_of_the_client(data, memcached):
             assert await mc.append("a", value) and await mc.get("a") == value
             await mc.set("a", value[:0])
             assert await mc.prepend("a", value) and await mc.get("a") == value
-        assert mc._pools[0].generation == 0
+        assert mc._pools[0].losses == 0
 
 
 @DATA_CASES
@@ -123,7 +123,7 @@ async def test_a_key_that_is_a_word_of_the_protocol(memcached):
         assert await mc.set_multi(dict.fromkeys(words, b"v")) == []
         assert await mc.get_multi(words) == dict.fromkeys(words, b"v")
         assert await mc.delete_multi(words) == []
-        assert mc._pools[0].generation == 0
+        assert mc._pools[0].losses == 0
 
 
 # -- what is changed after the call
@@ -193,7 +193,7 @@ async def test_a_token_from_before_a_loss_is_not_sent_in_a_request_either(start_
         (_, k), (_, j) = (await mc.gets_multi(["k", "j"])).values()
         server.restart()
         server.ask(b"set k 0 0 5\r\nother\r\nset j 0 0 5\r\nother\r\n", b"STORED\r\nSTORED\r\n")
-        while mc._pools[0].generation == 0:
+        while mc._pools[0].losses == 0:
             await asyncio.sleep(0.001)
         requests = [Request(b"cas", (b"k",), b"new", cas_unique=k), Request(b"get", (b"k",))]
         refused, got = await mc.request_many(requests)
@@ -222,7 +222,7 @@ async def test_incr_and_decr_of_what_is_there(memcached):
         await mc.set("n", "10 ")
         assert await mc.decr("n") == 9
         assert await mc.decr("n", 10) == 0 and await mc.decr("n") == 0
-        assert mc._pools[0].generation == 0
+        assert mc._pools[0].losses == 0
 
 
 # -- many keys
@@ -261,7 +261,7 @@ async def test_the_longest_line_of_gat_that_is_accepted_is_answered(memcached):
             for keys in ([b"k" * 240] * 7, [b"k"] * 940):
                 reply = await mc.request(Request(verb, tuple(keys), exptime=-(2**31)))
                 assert reply == Reply(b"END")
-        assert mc._pools[0].generation == 0
+        assert mc._pools[0].losses == 0
     async with Recording() as server, Client([server.address]) as mc:
         for count in range(930, 960):
             try:

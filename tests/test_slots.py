@@ -87,6 +87,15 @@ def test_a_line_that_is_too_long_is_halved():
     assert all(half.retried for half in halves)
 
 
+def test_a_call_that_ends_early_asks_the_half_that_it_is_in():
+    one = gathered(b"a", b"b")
+    call = one.waiting[b"b"]
+    call.work = one
+    first, second = one.halves()
+    assert call.work is second and b"b" in second.waiting
+    assert not hasattr(first.waiting[b"a"], "work")
+
+
 def test_a_line_is_awaited_while_any_of_its_waiters_is():
     one = gathered(b"a", b"b")
     shared = Waiting()

@@ -357,7 +357,15 @@ def _follow(
     result: Any, callback: Callable[..., Any], context: Context, entry: Entry | None
 ) -> None:
     """Runs what a coroutine callback returned as a task; its failure is the callback's."""
-    task = context.run(asyncio.ensure_future, result)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        # A client was closed while its loop stood still. (A coroutine that never ran warns.)
+        _log.error("The coroutine callback %s was not run: no loop is running", name_of(callback))
+        if inspect.iscoroutine(result):
+            result.close()
+        return
+    task = context.run(functools.partial(asyncio.ensure_future, result, loop=loop))
     _tasks.add(task)
 
     def ended(task: "asyncio.Future[Any]") -> None:

@@ -68,3 +68,17 @@ def usable(connections: Sequence[Connection]) -> Connection | None:
         if other is not chosen and not other.settled and other.bind():
             return None
     return chosen
+
+
+def tally(connections: Sequence[Connection]) -> dict[str, int]:
+    """Returns how many connections are in which state, and how many there are (``open``)."""
+    late = sum(one.late for one in connections)
+    connecting = sum(one.connecting for one in connections)
+    idle = sum(one.open and not one.late and one.idle for one in connections)
+    return {
+        "idle": idle,
+        "busy": len(connections) - late - connecting - idle,
+        "connecting": connecting,
+        "late": late,
+        "open": len(connections),
+    }

@@ -248,7 +248,7 @@ class Commands(Funnel):
         """Stores ``value`` if the item is the one that `gets` returned.
 
         Outcome: True; False if the item changed since, or the connection
-        to its server was lost since (fetch again); None if it is gone. A
+        to its server was lost or fell silent since (fetch again); None if it is gone. A
         plain int as ``cas_unique`` is sent as it is: after a restart of
         the server it may match an item that it never belonged to.
         """

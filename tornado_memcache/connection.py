@@ -221,8 +221,7 @@ class Connection:
         """
         batch = self._outbox.batch
         if batch is None:
-            deadline = deadlines.clock() + self._settings.request_timeout
-            batch = self._outbox.open_batch(decode, raw_flags, deadline)
+            batch = self._outbox.open_batch(decode, raw_flags)
             batch.waiting[key] = waiter
             batch.place = self
             if not self._scheduled:
@@ -246,7 +245,11 @@ class Connection:
         return batch
 
     def _close_batch(self) -> None:
-        for slot in self._outbox.close_batch():
+        if self._outbox.batch is None:
+            return
+        # From now on: whoever joined last, in a turn that took long, has its whole time.
+        deadline = deadlines.clock() + self._settings.request_timeout
+        for slot in self._outbox.close_batch(deadline):
             slot.place = self
             self._pool.pending += slot.weight
             self._register(slot)
@@ -271,8 +274,7 @@ class Connection:
     def flush(self) -> None:
         """Writes what waits, unless the server is not reading what was written."""
         stream, outbox = self._stream, self._outbox
-        if outbox.batch is not None:
-            self._close_batch()
+        self._close_batch()
         if stream is None or stream.writing():
             return
         if not self._protocol.owed and deadlines.clock() - self._rested_at > LONG_REST:
@@ -403,8 +405,8 @@ class Connection:
         stream, owed = self._stream, self._protocol.owed
         # No further than what is owed now: the callbacks within may ask for more without end.
         last = owed[-1] if owed else None
-        while stream is not None and last is not None and last.reply is None:
-            if not stream.read_segment():
+        while stream is not None and stream.read_segment():
+            if last is None or last.reply is not None:
                 break
 
     def expire(self, now: float) -> None:
@@ -480,7 +482,7 @@ class Connection:
         if self._stream is not None:
             self._stream.receiver = None
             self._stream.socket.close()
-        self._outbox.close_batch()
+        self._outbox.close_batch(NEVER)
         slots = itertools.chain(self._protocol.owed, self._outbox.written, self._outbox.unsent)
         return sum(slot.waiters_left() for slot in slots)
 

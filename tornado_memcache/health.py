@@ -88,6 +88,10 @@ class Health:
         if self.probing or not self.dead:
             self._die(now, why)
 
+    def not_warmed(self, why: MemcacheError) -> None:
+        """Notes that a connection for nobody was not made: the next call finds out."""
+        _log.info("memcached %s: no connection can be kept warm: %s", self.name, why)
+
     def _die(self, now: float, why: MemcacheError) -> None:
         if not self.dead:
             self._failing(now)

@@ -53,16 +53,19 @@ class Outbox:
         self,
         decode: Callable[[bytes, bytes, int], Any],
         raw_flags: int | None,
-        deadline: float,
     ) -> GatheredSlot:
-        self.batch = GatheredSlot(decode, raw_flags, deadline)
+        self.batch = GatheredSlot(decode, raw_flags, 0.0)
         return self.batch
 
-    def close_batch(self) -> list[GatheredSlot]:
-        """Puts the open batch in the queue; returns it, in parts if its line is too long."""
+    def close_batch(self, deadline: float) -> list[GatheredSlot]:
+        """Puts the open batch in the queue; returns it, in parts if its line is too long.
+
+        Only now it is given its deadline.
+        """
         batch, self.batch = self.batch, None
         if batch is None:
             return []
+        batch.deadline = deadline
         parts = _fitting(batch)
         self.unsent.extend(parts)
         return parts

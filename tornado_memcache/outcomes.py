@@ -42,7 +42,7 @@ class Replies(list[Any]):
 
 
 class CasUnique(int):
-    """A cas unique that remembers its server and what has been lost since.
+    """A cas unique that remembers its server and what has happened to it since.
 
     memcached counts from 1 again after a restart, so a token from before
     could match an item that it never belonged to.
@@ -52,12 +52,12 @@ class CasUnique(int):
     generation: int
 
     def fresh(self, pool: Any) -> bool:
-        """True if ``pool`` gave this token and has lost no connection since."""
+        """True if ``pool`` gave this token, and lost or missed nothing of its server since."""
         return self.pool is pool and self.generation == pool.generation
 
 
 def outdated(unique: int, pool: Any) -> bool:
-    """True for a `CasUnique` that ``pool`` did not give, or gave before it lost a connection."""
+    """True for a `CasUnique` that is not fresh; a plain int is taken as it is."""
     return isinstance(unique, CasUnique) and not unique.fresh(pool)
 
 

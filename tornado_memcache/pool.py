@@ -12,7 +12,7 @@ from tornado.ioloop import IOLoop
 
 from . import deadlines
 from .address import Server
-from .choice import bound_to, choose, usable
+from .choice import bound_to, choose, tally, usable
 from .connection import Connection
 from .connector import Transport
 from .deadlines import Deadlines
@@ -57,7 +57,10 @@ class Pool:
         self.usable: Connection | None = None
         #: Calls that are owed or wait, those that nobody waits for included.
         self.pending = 0
-        #: Grows whenever an open connection is lost: a restart forgets cas uniques.
+        #: How many open connections were lost.
+        self.losses = 0
+        #: Grows with each sign that the server may be another process now, which counts cas
+        #: uniques anew: an open connection that was lost, or one that fell silent.
         self.generation = 0
         self.closed = False
         self._settings = settings
@@ -69,10 +72,13 @@ class Pool:
         self._line = Line()
         self._grow_at = 0.0
         self._serving = False
+        self._looking = False
         self._retired = False
         self._asleep = False
         #: True while fewer than ``min_connections`` are open: looked at with each reply.
         self._cold = False
+        #: The one that is being opened for nobody: that it fails decides nothing.
+        self._warming: Connection | None = None
         self._deaths_flushed = 0
 
     # -- taking calls
@@ -94,7 +100,8 @@ class Pool:
         if self.health.probing and self._probe_has_left():
             self.health.probing = False
         if self.closed:
-            self._refuse(slot, ClientClosed("the client is closed", server=self.name))
+            closed = ClientClosed(f"{slot.asked()}: the client is closed", server=self.name)
+            self._refuse(slot, closed)
         elif self.pending >= self._settings.max_pending:
             told = f"{slot.asked()}: {self.pending} calls are under way (max_pending)"
             self._refuse(slot, TooManyCalls(told, server=self.name))
@@ -201,7 +208,10 @@ class Pool:
         """Opens what is missing of ``min_connections``, one after the other."""
         self._cold = len(self._connections) < self._settings.min_connections
         if self._cold and not (self.health.dead or self._retired or self._asleep):
+            before = len(self._connections)
             self._grow()
+            if len(self._connections) > before and not self._line:
+                self._warming = self._connections[-1]
 
     def warm_up(self) -> None:
         """Keeps connections warm again, after `disconnect`."""
@@ -217,6 +227,7 @@ class Pool:
         return idle > most
 
     def opened(self, connection: Connection) -> None:
+        self._warming = None
         connection.hold()
         if self._settings.flush_on_reconnect and self.health.deaths > self._deaths_flushed:
             self._flush(connection)
@@ -268,7 +279,7 @@ class Pool:
             connection.send(slot)
 
     def _is_overtaken(self, slot: Slot) -> bool:
-        """Answers a cas that waited while a connection was lost: its unique may fit any item."""
+        """Answers a cas whose unique became stale while it waited: it may fit any item now."""
         if not outdated(slot.request.cas_unique, self):
             return False
         self.pending -= slot.weight
@@ -306,6 +317,7 @@ class Pool:
     def silent(self, asked_at: float) -> None:
         """A request that was made at ``asked_at`` was not answered: its connection is late."""
         now = deadlines.clock()
+        self.generation += 1
         why = Timeout("timed out", server=self.name, phase="reply")
         self.health.silence(asked_at, now, why)
         if self.health.dead and not self.health.probing:
@@ -321,14 +333,17 @@ class Pool:
         self._connections.remove(connection)
         if isinstance(error, ConnectionRefused):
             error = ConnectionFailed(str(error), server=self.name, phase="connecting")
-        made = connection.heard or connection.late or connection.retiring
+        made = connection.heard or connection.late or connection.retiring or self._looking
         if not connection.asked and deadlines.clock() - connection.opened_at >= FIRST_PAUSE:
             made = True  # kept warm for longer than a refusal takes, and never asked
         if isinstance(error, UNANSWERED) and error.phase != "reply":
             made = False
         if not connection.connecting:
+            self.losses += 1
             self.generation += 1
         again, failed = sort_out(error, owed, unsent, self.closed)
+        if again:
+            self._look_around()
         for slot in failed:
             self.pending -= slot.weight
             if self.closed:
@@ -340,10 +355,25 @@ class Pool:
             slot.confirms = ()  # (what it would have confirmed went with the connection)
             self._queue(slot, front=True)
         if not self.closed:
-            if not made:
+            unasked = connection is self._warming and not self._line
+            if unasked:
+                self.health.not_warmed(error)
+            elif not made:
                 self._connect_failed(error, connection.begun)
             self._serve_line()
-            self.keep_warm()
+            if not unasked:
+                self.keep_warm()
+
+    def _look_around(self) -> None:
+        """Finds the idle connections that ended with the one that was lost.
+
+        What is tried again is tried once, so it must not meet the next of them.
+        """
+        if not self._looking:
+            self._looking = True
+            for connection in [one for one in self._connections if one.open and one.idle]:
+                connection.catch_up()
+            self._looking = False
 
     def _connect_failed(self, error: MemcacheError, begun: float) -> None:
         """A connection was not made, or was closed before it had said anything."""
@@ -451,16 +481,8 @@ class Pool:
 
     def counts(self) -> dict[str, int]:
         """Returns the pool's accounts: idle + busy + connecting + late = open <= limit."""
-        connections = self._connections
-        late = sum(one.late for one in connections)
-        connecting = sum(one.connecting for one in connections)
-        idle = sum(one.open and not one.late and one.idle for one in connections)
         return {
-            "idle": idle,
-            "busy": len(connections) - late - connecting - idle,
-            "connecting": connecting,
-            "late": late,
-            "open": len(connections),
+            **tally(self._connections),
             "limit": self._settings.max_connections,
             "waiting": len(self._line),
             "pending": self.pending,

@@ -374,6 +374,9 @@ class GatheredSlot(RetrievalSlot):
             half.waiting = dict(part)
             half.retried = self.retried
             half.shared = sum(len(one) - 1 for _, one in part if type(one) is list)
+            for _, one in half._waiters():
+                if getattr(one, "work", None) is self:
+                    one.work = half  # (a call that ends early asks its slot where it stands)
             halves.append(half)
         return halves
 
