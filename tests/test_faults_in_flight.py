@@ -231,9 +231,10 @@ async def test_a_restart_between_two_calls_is_no_visible_error(start_memcached, 
 @pytest.mark.parametrize("loop", ["runs", "is blocked"])
 @pytest.mark.gen_test(timeout=60)
 async def test_a_restart_is_no_visible_error_with_many_idle_connections(
-    start_memcached, style, loop
+    start_memcached, expect_log, style, loop
 ):
     """Each of them is stale: a call that met one of them must not meet the next."""
+    expect_log(LOG, "no connection is kept warm", times=range(len(EXCHANGES) + 1))
     server = start_memcached()
     async with Client([server.address], min_connections=4) as mc:
         for exchange in EXCHANGES:

@@ -359,3 +359,10 @@ async def test_a_probe_that_is_cancelled_leaves_the_next_call_to_find_out(
         else:
             pytest.fail(f"dead for ever: {mc!r}")
         assert not mc._pools[0].health.dead and not mc._pools[0].health.probing
+
+
+def test_a_connection_for_nobody_that_was_not_made_is_told_and_decides_nothing(expect_log):
+    expect_log("tornado_memcache", "server: no connection is kept warm: refused", times=1)
+    health = Health("server", 30.0, 3)
+    health.not_warmed(ConnectionFailed("refused"))
+    assert not (health.dead or health.troubled or health.failures)

@@ -740,7 +740,7 @@ async def test_mincached_warms_every_server_up(pools, start_memcached):
 
 @pytest.mark.gen_test
 async def test_a_warm_up_that_fails_disturbs_nobody(pools, memcached, expect_log):
-    expect_log(LOG, "is taken for dead|fails")
+    expect_log(LOG, "no connection is kept warm")
     pool = pools([memcached.address, f"127.0.0.1:{free_port()}"], mincached=1)
     seen: list[Any] = []
     with boundary(seen.append):
@@ -753,7 +753,7 @@ async def test_a_warm_up_that_fails_disturbs_nobody(pools, memcached, expect_log
 async def test_mincached_keeps_so_many_connections_and_opens_lost_ones_again(
     pools, memcached, expect_log
 ):
-    expect_log(LOG, "is taken for dead|fails", times=range(10))
+    expect_log(LOG, "is taken for dead|fails|kept warm", times=range(10))
     pool = pools(memcached, mincached=3)
     await ask(pool.get, "k")
 

@@ -90,7 +90,7 @@ class Health:
 
     def not_warmed(self, why: MemcacheError) -> None:
         """Notes that a connection for nobody was not made: the next call finds out."""
-        _log.info("memcached %s: no connection can be kept warm: %s", self.name, why)
+        _log.warning("memcached %s: no connection is kept warm: %s", self.name, why)
 
     def _die(self, now: float, why: MemcacheError) -> None:
         if not self.dead:
