@@ -86,7 +86,7 @@ class CallbackCall(_Ending):
 
     def __init__(
         self,
-        deadlines: Deadlines,
+        deadlines: Deadlines | None,
         terms: "Terms | None",
         callback: Callable[[Any], Any] | None,
         fail_callback: Callable[[Any], Any] | None,
@@ -97,9 +97,10 @@ class CallbackCall(_Ending):
         self._context: Context = copy_context()
         self._done = False
         self.default = default
-        if terms is None:  # (as nearly always)
+        if terms is None:  # (as nearly always, and so without another call)
             self.work = self.entry = self.own_deadline = None
         else:
+            assert deadlines is not None
             self._begin(deadlines, terms)
 
     def done(self) -> bool:

@@ -293,17 +293,20 @@ class Client(Commands):
         else:
             pool = cluster.only or cluster.pool_for(wire)
         connection = pool.usable
+        if connection is not None and timeout is default is None and entered() is None:
+            if callback is None and fail_callback is None:
+                future = loop.create_future()
+                connection.gather(wire, future, self._decode, self._raw_flags)
+                return future
+            if callable(callback) and callable(fail_callback):
+                # (what `_begin` would come to, with a tenth less to do for the whole call)
+                call = CallbackCall(cluster.deadlines, None, callback, fail_callback, None)
+                call.work = connection.gather(wire, call, self._decode, self._raw_flags)
+                return None  # type: ignore[return-value]
+        how: Any = {"timeout": timeout, "callback": callback, "fail_callback": fail_callback}
         if connection is None:
-            how = {"timeout": timeout, "callback": callback, "fail_callback": fail_callback}
             return self._retrieve(b"get", key, default, 0, how)
-        plain = callback is None and fail_callback is None and timeout is None and default is None
-        if plain and entered() is None:
-            future = loop.create_future()
-            connection.gather(wire, future, self._decode, self._raw_flags)
-            return future
-        waiter, future = self._begin(
-            default, wire, timeout=timeout, callback=callback, fail_callback=fail_callback
-        )
+        waiter, future = self._begin(default, wire, **how)
         if waiter is not None:
             slot = connection.gather(wire, waiter, self._decode, self._raw_flags)
             if waiter.__class__ is not asyncio.Future:
