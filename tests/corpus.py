@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from tornado_memcache import slots
 from tornado_memcache.errors import MemcacheError
 from tornado_memcache.protocol import (
+    END_BYTES,
     MAX_LINE,
     STREAMED_BLOCK,
     ConnectionRefused,
@@ -434,7 +435,7 @@ class Driven:
         assert protocol.failure is None or protocol.block is None
         # What it holds of a server's bytes is bounded, whatever these are.
         assert len(protocol._tail) <= MAX_LINE + STREAMED_BLOCK
-        assert len(protocol._buffer) <= protocol.max_value_size + 2
+        assert len(protocol._buffer) <= protocol.max_value_size + 2 + END_BYTES
         return self.state
 
     @staticmethod

@@ -23,6 +23,7 @@ from tornado_memcache.errors import (
     Timeout,
 )
 from tornado_memcache.protocol import (
+    END_BYTES,
     MAX_LINE,
     RESTS_KEPT,
     STREAMED_BLOCK,
@@ -319,14 +320,46 @@ def test_a_large_block_is_received_into_one_buffer_that_is_used_again():
         assert owed.receive_data(head + b"\r\n" + tail[:10]) == []
         buffer = owed.block.obj
         values.append(buffer)
-        assert owed.block is not None and len(owed.block) == len(data) + 2 and owed.filled == 10
+        assert owed.block_size == len(data) + 2 and owed.filled == 10
+        assert len(owed.block) == owed.block_size + END_BYTES
         assert receive(owed, tail[10:] + b"END\r\n") == [one]
         assert one.reply.items[b"a"].value == data
     assert all(one is values[0] for one in values)
     for _ in range(RESTS_KEPT + 1):
-        assert len(owed._buffer) == len(first) + 2
+        assert len(owed._buffer) == len(first) + 2 + END_BYTES
         owed.tidy()
     assert len(owed._buffer) == 0
+
+
+def test_the_end_of_a_large_value_comes_with_its_last_bytes():
+    owed = OwedReplies(LIMIT)
+    one, behind = slot(b"get", b"a"), slot(b"get", b"a")
+    owed.owed.extend([one, behind])
+    reply = value(b"a", b"x" * 100_000) + b"END\r\n"
+    assert owed.receive_data(reply[:20_000]) == []
+    rest = reply[20_000:]
+    # As much as one recv_into may bring: the rest, and nothing of the next reply.
+    assert len(owed.block) - owed.filled == len(rest)
+    owed.block[owed.filled :] = rest
+    assert owed.receive_block(len(rest)) == [one]
+    assert one.reply == hits(a=(b"x" * 100_000, 0))
+    assert owed.block is None and not owed.block_size and not owed.reading()
+    assert receive(owed, reply) == [behind]
+
+
+@pytest.mark.parametrize(
+    "more", [b"VALUE b 0 1\r\n1\r\n", b"VALUE b 0 20000\r\n" + b"y" * 20_000 + b"\r\n"]
+)
+@pytest.mark.parametrize("cut", range(6))
+def test_another_value_begins_in_the_room_behind_a_large_one(more, cut):
+    owed = OwedReplies(LIMIT)
+    one = slot(b"get", b"a", b"b")
+    owed.owed.append(one)
+    reply = value(b"a", b"x" * 100_000) + more + b"END\r\n"
+    at = len(value(b"a", b"x" * 100_000)) + cut
+    finished = [receive(owed, piece) for piece in (reply[:20_000], reply[20_000:at], reply[at:])]
+    assert finished == [[], [], [one]]
+    assert list(one.reply.items) == [b"a", b"b"] and owed.clean()
 
 
 @pytest.mark.parametrize("tail", [b"x\r\n", b"\r", b"\n\r", b"xx", b"\0\0"])

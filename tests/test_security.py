@@ -33,9 +33,17 @@ from tornado_memcache import (
 from tornado_memcache import memcache as drop_in
 from tornado_memcache import tornadoasyncmemcache as old_module
 from tornado_memcache.pickles import Pickle, SignedPickle
-from tornado_memcache.protocol import LARGE_WORK, MAX_LINE, STREAMED_BLOCK, OwedReplies, Slot
+from tornado_memcache.protocol import (
+    END_BYTES,
+    LARGE_WORK,
+    MAX_LINE,
+    STREAMED_BLOCK,
+    OwedReplies,
+    Slot,
+)
 from tornado_memcache.serializer import FLAG_COMPRESSED
 from tornado_memcache.slots import slot_for
+from tornado_memcache.stream import SEGMENT
 from tornado_memcache.text import MAX_STATS, MAX_STATS_BYTES, headers
 
 from .scripted import Expect, Scripted, Send
@@ -332,13 +340,13 @@ def feed(
 
 
 def endless(piece: bytes) -> Iterator[bytes]:
-    segment = piece * max(1, 65536 // len(piece))
+    segment = piece * max(1, SEGMENT // len(piece))
     while True:
         yield segment
 
 
 def numbered(piece: bytes) -> Iterator[bytes]:
-    number, batch = 0, max(1, 65536 // len(piece))
+    number, batch = 0, max(1, SEGMENT // len(piece))
     while True:
         yield b"".join([piece % (number + one) for one in range(batch)])
         number += batch
@@ -357,7 +365,7 @@ def test_a_line_has_a_cap(asked, start):
 
     protocol, _ = owed(*asked)
     taken, peak = feed(protocol, pieces(), 2 * MB)
-    assert taken <= MAX_LINE + 2 * 65536 and peak < MB
+    assert taken <= MAX_LINE + 2 * SEGMENT and peak < MB
     assert not protocol._tail and protocol.block is None
 
 
@@ -369,7 +377,7 @@ def test_an_item_has_a_cap_and_what_is_announced_is_not_allocated():
         assert peak < 100_000
     protocol, _ = owed(b"get", b"k")
     taken, peak = feed(protocol, endless(b"VALUE k 0 1048576\r\n" + b"x" * 50_000), 4 * MB)
-    assert taken <= MB + 2 * 65536 and peak < 3 * MB
+    assert taken <= MB + 2 * SEGMENT and peak < 3 * MB
 
 
 @pytest.mark.parametrize(
@@ -386,7 +394,7 @@ def test_what_one_get_multi_can_bring_has_a_cap(hostile):
     keys = [b"k%d" % number for number in range(10)]
     limit = 64 * 1024
     protocol, slot = owed(b"get", *keys, limit=limit)
-    _, peak = feed(protocol, hostile(), 200 * 65536)
+    _, peak = feed(protocol, hostile(), 200 * SEGMENT)
     assert sum(item is not None for item in slot.items) <= len(keys)  # type: ignore[attr-defined]
     assert peak < len(keys) * limit + MB
 
@@ -439,8 +447,8 @@ def test_what_a_parser_keeps_has_a_cap():
     # A large buffer is given back once it was idle for a while.
     protocol, _ = owed(b"get", b"k")
     protocol.receive_data(b"VALUE k 0 1000000\r\n")
-    assert protocol.block is not None and len(protocol._buffer) == 1_000_002
-    protocol.block[-2:] = b"\r\n"
+    assert protocol.block is not None and len(protocol._buffer) == 1_000_002 + END_BYTES
+    protocol.block[1_000_000:1_000_002] = b"\r\n"
     protocol.receive_block(1_000_002)
     protocol.receive_data(b"END\r\n")
     for _ in range(100):

@@ -340,8 +340,7 @@ class Connection:
         # What the callers send when they are woken leaves together, after their turn.
         holds = woken > 1 and not self._scheduled
         self._scheduled = self._scheduled or holds
-        block = protocol.block
-        streaming = block is not None and len(block) > LARGE_WORK
+        streaming = protocol.block_size > LARGE_WORK
         if streaming is not self._streaming:
             self._streaming = streaming
             self._pool.reconsider()

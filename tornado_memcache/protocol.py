@@ -22,6 +22,8 @@ MAX_LINE = 2048
 TOO_MANY_CONNECTIONS = b"ERROR Too many open connections"
 #: A block longer than this is received into a buffer of its own size.
 STREAMED_BLOCK = 16 * 1024
+#: Room behind such a block, for the line that ends a retrieval.
+END_BYTES = len(b"END\r\n")
 #: A large buffer is kept until a connection was idle so often without using it.
 RESTS_KEPT = 32
 #: Work above this many bytes, asked or announced, is large: it gets a
@@ -346,6 +348,7 @@ class OwedReplies:
         "max_value_size",
         "failure",
         "block",
+        "block_size",
         "filled",
         "_buffer",
         "_rests",
@@ -357,9 +360,11 @@ class OwedReplies:
         self.owed: deque[Slot] = deque()
         self.max_value_size = max_value_size
         self.failure: ProtocolError | None = None
-        #: The block that is being received, and how much of it is there.
+        #: Where a block is received, with room for an END, and how much is there.
         self.block: memoryview | None = None
         self.filled = 0
+        #: The bytes of the block and its CRLF, 0 while none is received.
+        self.block_size = 0
         self._buffer = bytearray()
         self._rests = 0
         self._take: Callable[[bytes], None] = _nobody
@@ -422,27 +427,33 @@ class OwedReplies:
 
         ``take(block)`` is called when it is whole.
         The buffer is used again: fresh megabytes cost more in page faults
-        than the copy out of an old one.
+        than the copy out of an old one. The END of a single value comes
+        with it, and is no turn of the loop of its own.
         """
-        if len(self._buffer) < length + 2:
-            self._buffer = bytearray(length + 2)
+        size = length + 2
+        room = size + END_BYTES
+        if len(self._buffer) < room:
+            self._buffer = bytearray(room)
         self._rests, self._take = 0, take
-        self.block, self.filled = memoryview(self._buffer)[: length + 2], len(received)
-        self.block[: len(received)] = received
+        self.block, self.block_size = memoryview(self._buffer)[:room], size
+        self.block[: len(received)], self.filled = received, len(received)
 
     def receive_block(self, count: int) -> list[Slot]:
         """Notes that ``count`` more bytes of `block` have come; as `receive_data`."""
         assert self.block is not None
         self.filled += count
-        if self.filled < len(self.block):
+        size = self.block_size
+        if self.filled < size:
             return []
-        block, self.block, self.filled = self.block, None, 0
+        block, self.block, self.block_size = self.block, None, 0
         with block:
-            if bytes(block[-2:]) == b"\r\n":
-                self._take(bytes(block[:-2]))
+            if bytes(block[size - 2 : size]) == b"\r\n":
+                self._take(bytes(block[: size - 2]))
             else:
                 self.failure = ProtocolError("a data block does not end with CRLF")
-        return []
+            behind = bytes(block[size : self.filled])
+        self.filled = 0
+        return self.receive_data(behind)
 
     def tidy(self) -> None:
         """Called when nothing is owed: gives a large buffer back that is not used any more."""
