@@ -66,6 +66,23 @@ def test_many_leave_in_one_pass_from_behind_many_others():
     assert Counted.looks < 10 * 2000
 
 
+def test_a_lane_that_is_empty_again_keeps_nothing():
+    lane, one, two = SlotLane(), slot(1.0), slot(2.0)
+    empty = lane._slots
+    for leave in (
+        lambda: (lane.remove(one), lane.remove(two)),
+        lambda: (lane.pop(), lane.pop()),
+        lambda: lane.remove_all([two, one]),
+        lane.clear,
+    ):
+        lane.add(one)
+        lane.add(two)
+        assert list(lane) == [one, two]
+        leave()
+        assert not lane and lane._slots is empty and SlotLane()._slots is empty
+    assert not empty
+
+
 def test_bound_keys_are_those_of_unanswered_writes():
     write, read = slot(1.0, b"set", b"w"), slot(1.0, b"get", b"r")
     confirming = slot(1.0, b"get", b"r")
