@@ -18,7 +18,7 @@ SERVER_CONNECTION = 610
 #: file, dentry and its places in epoll (by /proc/slabinfo, 18 000 of them).
 KERNEL_CONNECTION = 3_800
 #: Bytes of an idle connection of this client, of emcache and of aiomcache.
-OUR_CONNECTION = 4_200
+OUR_CONNECTION = 4_500
 EMCACHE_CONNECTION = 12_300
 AIOMCACHE_CONNECTION = 6_100
 #: Calls under way in one process at the same time, for which a pool is made.
