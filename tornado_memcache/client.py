@@ -141,6 +141,22 @@ class Client(Commands):
         """
         self._cluster.set_servers(servers)
 
+    def add_server(self, server: Any) -> None:
+        """Adds one server, behind the others, as `set_servers` does.
+
+        ``server`` as one of those of the constructor. Raises
+        `.InvalidServer` if it is one of the servers already.
+        """
+        self._cluster.add_server(server)
+
+    def remove_server(self, server: Any) -> None:
+        """Takes one server away, as `set_servers` does: what it owes is still answered.
+
+        ``server`` is its name (``"host:port"``) or a `.Server`. Raises
+        `.InvalidServer` if it is none of the servers, or the last one.
+        """
+        self._cluster.remove_server(server)
+
     def retry_dead_servers(self) -> None:
         """Lets the next call to each dead server find out now whether it is back."""
         self._cluster.retry_dead()

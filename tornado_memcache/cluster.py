@@ -17,7 +17,7 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import Resolver
 
 from . import deadlines
-from .address import Server, parse_servers
+from .address import Server, parse_server, parse_servers
 from .connector import Transport
 from .deadlines import Deadlines
 from .errors import InvalidRequest, InvalidServer, shown
@@ -200,6 +200,24 @@ class Cluster:
         self._set_pools(kept)
         if self.closed:
             self.close()
+
+    def add_server(self, server: Any) -> None:
+        """Adds one server behind the others."""
+        (added,) = self._checked([server])
+        if added.name in {one.name for one in self.servers}:
+            raise InvalidServer(f"server {shown(added.name)} is one of the servers already")
+        self.set_servers([*self.servers, added])
+
+    def remove_server(self, server: Any) -> None:
+        """Takes one server away, but not the last."""
+        name = parse_server(server).name
+        left = [one for one in self.servers if one.name != name]
+        if len(left) == len(self.servers):
+            told = ", ".join(one.name for one in self.servers)
+            raise InvalidServer(f"server {shown(name)} is none of the servers ({told})")
+        if not left:
+            raise InvalidServer(f"server {shown(name)} is the last one: a client needs a server")
+        self.set_servers(left)
 
     def retry_dead(self) -> None:
         """Lets the next call to each dead server find out whether it is back."""
