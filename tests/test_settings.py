@@ -31,6 +31,8 @@ def test_the_defaults_of_the_client_are_those_of_the_settings():
         "flush_on_reconnect": False,
         "min_connections": 0,
         "max_idle": None,
+        "idle_timeout": None,
+        "resolve_interval": None,
     }
 
 

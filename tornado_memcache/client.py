@@ -55,6 +55,14 @@ class Client(Commands):
     to each server are kept open while it lives, and at most ``max_idle``
     are kept when they are idle (None: all).
 
+    With ``idle_timeout`` (seconds) connections beyond ``min_connections``
+    that were not used for so long are closed. With ``resolve_interval``
+    (seconds) the names of the servers are looked up in the background
+    every so often, and not only when a connection is opened: connections
+    to an address that a name does not lead to any more end what is under
+    way on them, and the next calls go to the new address. Each of the two
+    is one timer, set while there are connections for it to look after.
+
     A server is taken for dead when it refuses a connection, or after
     ``silences_until_dead`` timeouts without a byte from it between them.
     It is tried again after a pause that grows up to ``dead_retry``
@@ -94,6 +102,8 @@ class Client(Commands):
         max_connections: int = 4,
         min_connections: int = 0,
         max_idle: int | None = None,
+        idle_timeout: float | None = None,
+        resolve_interval: float | None = None,
         max_pending: int = 100_000,
         dead_retry: float = 30.0,
         silences_until_dead: int = 3,
@@ -108,18 +118,7 @@ class Client(Commands):
         resolver: Resolver | None = None,
         ssl: SSLContext | bool | None = None,
     ) -> None:
-        self._settings = Settings(
-            connect_timeout,
-            request_timeout,
-            max_connections,
-            max_pending,
-            dead_retry,
-            silences_until_dead,
-            max_value_size,
-            flush_on_reconnect,
-            min_connections,
-            max_idle,
-        ).checked()
+        self._settings = Settings.of(locals())
         self._cluster = Cluster(servers, self._settings, ring, on_dead, resolver, ssl)
         self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
         self._decode, self._raw_flags = self._values.decode, self._values.raw_flags

@@ -24,7 +24,9 @@ from .errors import InvalidRequest, InvalidServer, shown
 from .pool import Pool
 from .ring import make_ring
 from .settings import Settings
+from .timers import NamedTimer
 from .tls import checked_context
+from .upkeep import Upkeep
 
 _log = logging.getLogger("tornado_memcache")
 
@@ -72,6 +74,7 @@ class Cluster:
         #: The pool of a client that has one server.
         self.only: Pool | None = None
         self._retired: list[Pool] = []
+        self._upkeep: Upkeep | None = None
 
     def _checked(self, servers: Iterable[Any]) -> tuple[Server, ...]:
         checked = parse_servers(servers)
@@ -111,6 +114,7 @@ class Cluster:
         self.loop, self.deadlines = loop, Deadlines(self._io_loop, loop)
         resolver = self._resolver if self._resolver is not None else Resolver()
         self._transport = Transport(resolver, self._ssl_context)
+        self._upkeep = Upkeep(self._settings, self._io_loop, self._transport)
         self._pid = os.getpid()
         self._set_pools([])
         if self.closed:
@@ -128,7 +132,10 @@ class Cluster:
             for server in self.servers
         )
         self.only = self.pools[0] if len(self.pools) == 1 else None
+        assert self._upkeep is not None
+        self._upkeep.pools, notice = self.pools, self._upkeep.notice()
         for pool in self.pools:
+            pool.on_opened = notice
             pool.restore()
             if _is_running_here(self.loop):
                 pool.keep_warm()
@@ -156,7 +163,7 @@ class Cluster:
     def _abandon(self) -> None:
         """Lets go of the pools of a closed loop: nobody there can be told anything."""
         lost = sum(pool.abandon() for pool in (*self.pools, *self._retired))
-        self._retired = []
+        self._retired, self._upkeep = [], None
         if lost and not self._forked():
             _log.warning("%d memcache calls were lost with their event loop", lost)
 
@@ -247,10 +254,17 @@ class Cluster:
         self._retired = []
         if self.deadlines is not None:
             self.deadlines.close()
+        if self._upkeep is not None:
+            self._upkeep.close()
+
+    @property
+    def timers(self) -> list[NamedTimer]:
+        """The idle timers that are wanted, set or not."""
+        return self._upkeep.timers if self._upkeep is not None else []
 
     def __repr__(self) -> str:
         if self.pools:
-            return " ".join(map(repr, self.pools))
+            return " ".join(map(repr, [*self.pools, *self.timers]))
         state = "closed" if self.closed else "not connected"
         return f"{' '.join(server.name for server in self.servers)} {state}"
 

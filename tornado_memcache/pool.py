@@ -6,13 +6,14 @@ connection does the I/O.
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from contextvars import Context
 
 from tornado.ioloop import IOLoop
 
 from . import deadlines
 from .address import Server
-from .choice import bound_to, choose, tally, usable
+from .choice import bound_to, choose, takes_calls, tally, usable
 from .connection import Connection
 from .connector import Transport
 from .deadlines import Deadlines
@@ -80,6 +81,13 @@ class Pool:
         #: The one that is being opened for nobody: that it fails decides nothing.
         self._warming: Connection | None = None
         self._deaths_flushed = 0
+        #: Is told when a connection has opened.
+        self.on_opened: Callable[[], None] | None = None
+
+    @property
+    def connections(self) -> Sequence[Connection]:
+        """All connections, those that are being opened included."""
+        return self._connections
 
     # -- taking calls
 
@@ -193,7 +201,7 @@ class Pool:
         if self.closed or len(self._connections) >= self._settings.max_connections:
             return False
         # The pause after a refusal is for a server that has others of ours to live with.
-        good = any(one.open and not one.late for one in self._connections)
+        good = any(takes_calls(one) for one in self._connections)
         return not good or deadlines.clock() >= self._grow_at
 
     def _grow(self) -> None:
@@ -235,6 +243,8 @@ class Pool:
         if connection.retiring:
             connection.retire()  # (if the line has nothing for it)
         self.warm_up()
+        if self.on_opened is not None:
+            self.on_opened()
 
     def _flush(self, connection: Connection) -> None:
         """Flushes a server that was dead: it may hold what is older than others stored since."""
@@ -378,7 +388,7 @@ class Pool:
     def _connect_failed(self, error: MemcacheError, begun: float) -> None:
         """A connection was not made, or was closed before it had said anything."""
         now = deadlines.clock()
-        if any(one.open and not one.late for one in self._connections):
+        if any(takes_calls(one) for one in self._connections):
             # The server is there and takes no more: live with what there is.
             self._grow_at = now + FIRST_PAUSE
             return
@@ -470,7 +480,7 @@ class Pool:
         if self._retired:
             self._retired = False
             for connection in self._connections:
-                connection.retiring = False
+                connection.retiring = connection.leaving
 
     def abandon(self) -> int:
         """Lets go of everything of a closed loop; returns how many calls still waited there."""

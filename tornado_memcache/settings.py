@@ -3,7 +3,8 @@
 Knows which values a setting may have. It must not know what it is for.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from .arguments import check_integer, check_seconds
 
@@ -24,6 +25,13 @@ class Settings(NamedTuple):
     flush_on_reconnect: bool = False
     min_connections: int = 0
     max_idle: int | None = None
+    idle_timeout: float | None = None
+    resolve_interval: float | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Settings":
+        """Returns the settings that stand under their names among ``options``, checked."""
+        return cls(**{name: options[name] for name in cls._fields}).checked()
 
     def checked(self) -> "Settings":
         """Returns the settings with every value checked.
@@ -34,6 +42,7 @@ class Settings(NamedTuple):
         least = check_integer("min_connections", self.min_connections, 0, most)
         if self.max_idle is not None:
             check_integer("max_idle", self.max_idle, max(least, 1), 10_000)
+        idle, resolve = self.idle_timeout, self.resolve_interval
         return self._replace(
             connect_timeout=check_seconds("connect_timeout", self.connect_timeout),
             request_timeout=check_seconds("request_timeout", self.request_timeout),
@@ -43,4 +52,8 @@ class Settings(NamedTuple):
                 "silences_until_dead", self.silences_until_dead, 1, 1 << 31
             ),
             max_value_size=check_integer("max_value_size", self.max_value_size, 1, 1 << 30),
+            idle_timeout=None if idle is None else check_seconds("idle_timeout", idle),
+            resolve_interval=(
+                None if resolve is None else check_seconds("resolve_interval", resolve)
+            ),
         )
