@@ -55,6 +55,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("funnel", "upkeep"),
     ("cluster", "commands"),
     ("client",),
+    ("discovery",),
     ("memcache", "tornadoasyncmemcache", "web"),
     ("__init__",),
 )
@@ -467,16 +468,11 @@ class StandInTimer:
         return "<tea in 60.0 s>"
 
 
-class StandInCluster:
-    def __init__(self) -> None:
-        self.timers: list[StandInTimer] = []
-
-
 class StandIn:
     """A client as the ledger sees it."""
 
     def __init__(self) -> None:
-        self._cluster = StandInCluster()
+        self.timers: list[StandInTimer] = []
         self._deadlines: StandInDeadlines | None = None
         self._pools: dict[str, StandInPool] = {}
 
@@ -735,7 +731,7 @@ def test_ledger_finds_a_pool_that_does_not_add_up(counts: dict[str, int]) -> Non
 def test_ledger_finds_a_named_timer_of_a_closed_client() -> None:
     def plant(ledger: Ledger) -> Any:
         client = StandIn()
-        client._cluster.timers = [StandInTimer(False), StandInTimer(True)]
+        client.timers = [StandInTimer(False), StandInTimer(True)]
         client.close()
         return client
 

@@ -51,7 +51,7 @@ async def until(condition, seconds=5.0):
 
 
 def timer(client, name):
-    return next(one for one in client._cluster.timers if one.name == name)
+    return next(one for one in client.timers if one.name == name)
 
 
 def opened(client):
@@ -78,7 +78,7 @@ def unused_for(client, seconds):
 @pytest.mark.gen_test
 async def test_connections_shrink_after_load(memcached):
     async with Client([memcached.address], idle_timeout=60.0) as client:
-        assert client._cluster.timers == []  # no loop yet
+        assert client.timers == []  # no loop yet
         await client.get("k")
         idle = timer(client, "idle_timeout")
         assert idle.armed and "<idle_timeout in 60.0 s>" in repr(client)
@@ -283,7 +283,7 @@ async def test_the_new_address_refuses_and_calls_fail_as_with_a_server_that_does
 async def test_without_the_settings_there_is_no_timer(memcached):
     async with Client([memcached.address]) as client:
         await client.get("k")
-        assert client._cluster.timers == [] and client._pools[0].on_opened is None
+        assert client.timers == [] and client._pools[0].on_opened is None
         await asyncio.sleep(0)
         assert our_timers(asyncio.get_running_loop()) == []
 
@@ -294,8 +294,8 @@ async def test_they_are_gone_when_the_client_is_closed(moving):
         await client.get("k")
         await asyncio.sleep(0.01)
         loop = asyncio.get_running_loop()
-        assert len(our_timers(loop)) == 2 == sum(one.armed for one in client._cluster.timers)
-    assert our_timers(loop) == [] and not any(one.armed for one in client._cluster.timers)
+        assert len(our_timers(loop)) == 2 == sum(one.armed for one in client.timers)
+    assert our_timers(loop) == [] and not any(one.armed for one in client.timers)
 
 
 @pytest.mark.gen_test
@@ -319,7 +319,7 @@ def test_a_loop_that_was_closed_under_them_is_left_to_the_next(moving, ledger):
 
     async def ask():
         assert await client.get("k") is None
-        return client._cluster.timers
+        return client.timers
 
     first, second = asyncio.run(ask()), asyncio.run(ask())
     assert first is not second and all(one.armed for one in second)

@@ -33,6 +33,7 @@ from .serializer import Serializer
 from .settings import DEFAULT_VALUE_SIZE, Settings
 from .slots import slot_for
 from .text import check_request
+from .timers import NamedTimer
 from .values import Values
 
 if TYPE_CHECKING:
@@ -191,6 +192,11 @@ class Client(Commands):
     @property
     def _pools(self) -> tuple[Pool, ...]:
         return self._cluster.pools
+
+    @property
+    def timers(self) -> list[NamedTimer]:
+        """The named timers of this client, set or not: those that its options ask for."""
+        return self._cluster.timers
 
     @property
     def _deadlines(self) -> Deadlines | None:
