@@ -84,11 +84,9 @@ class Connection:
         self._most_keys = min(KEYS_A_LINE, settings.max_pending)
         self._few_keys = min(FIRST_KEYS, settings.max_pending)
         self._live = SlotLane()
-        self._large = 0
+        self._large, self._close_at = 0, NEVER
         self._streaming = self._scheduled = False
-        #: When it had answered everything for the last time.
         self.rested_at = self._awaited_until = 0.0
-        self._close_at = NEVER
 
     # -- opening
 

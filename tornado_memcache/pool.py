@@ -72,10 +72,7 @@ class Pool:
         self._connections: list[Connection] = []
         self._line = Line()
         self._grow_at = 0.0
-        self._serving = False
-        self._looking = False
-        self._retired = False
-        self._asleep = False
+        self._serving = self._looking = self._retired = self._asleep = False
         #: True while fewer than ``min_connections`` are open: looked at with each reply.
         self._cold = False
         #: The one that is being opened for nobody: that it fails decides nothing.
@@ -123,7 +120,8 @@ class Pool:
             if connection is not None:
                 connection.send(slot)
             else:
-                self._wait(slot)
+                self._queue(slot)  # (for a connection, under its own deadline)
+                self._grow()
             self.reconsider()
 
     def _probe_has_left(self) -> bool:
@@ -161,11 +159,6 @@ class Pool:
             for connection in bound:
                 connection.confirm()
         return choose(self._connections, bound, self._line, slot, self._may_grow())
-
-    def _wait(self, slot: Slot) -> None:
-        """Puts ``slot`` in line; what it waits for is a connection, under its own deadline."""
-        self._queue(slot)
-        self._grow()
 
     def _queue(self, slot: Slot, *, front: bool = False) -> None:
         slot.place = self
@@ -229,10 +222,7 @@ class Pool:
     def has_idle_enough(self, connection: Connection) -> bool:
         """True if so many others are idle that ``connection`` need not be kept."""
         most = self._settings.max_idle
-        if most is None or self._line:
-            return False
-        idle = sum(one.open and one.idle for one in self._connections)
-        return idle > most
+        return most is not None and not self._line and tally(self._connections)["idle"] > most
 
     def opened(self, connection: Connection) -> None:
         self._warming = None
@@ -436,10 +426,7 @@ class Pool:
             self._nobody_waits()
 
     def phase_of(self, slot: Slot) -> str:
-        for connection in self._connections:
-            if connection.connecting:
-                return connection.phase
-        return "waiting"
+        return next((one.phase for one in self._connections if one.connecting), "waiting")
 
     def failure_of(self, slot: Slot) -> Timeout:
         return Timeout("timed out", server=self.name, phase=self.phase_of(slot), asked=slot.asked())
