@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "deployment.rst").read_text()
 BLOCKS = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", TEXT)
 #: What the reader would put into each block, by a word that only it has.
-PASTED = {"discover": "my.cfg.use1.cache.amazonaws.com:11211"}
+PASTED = {
+    "discover": "my.cfg.use1.cache.amazonaws.com:11211",
+    "migrate_from": '["old1:11211", "old2:11211"]',
+}
 
 
 def block_with(word: str) -> str:
@@ -59,6 +63,22 @@ def test_an_application_in_a_cloud_finds_its_servers(start_memcached, run):
     run("discover", {PASTED["discover"]: endpoint.address, "8888": str(port)})
     assert fetch(port) == (200, "visits: 1\n")
     assert node.ask(b"get visits\r\n", b"END\r\n").endswith(b"\r\n1\r\nEND\r\n")
+
+
+def test_an_application_that_migrates_serves_what_the_old_cluster_has(start_memcached, run):
+    old, new, port = start_memcached(), start_memcached(), free_port()
+    old.ask(b"set article 16 0 4\r\nold\n\r\n")
+    replaced = {
+        PASTED["migrate_from"]: f'["{old.address}"]',
+        '["new1:11211", "new2:11211"]': f'["{new.address}"]',
+        "8888": str(port),
+    }
+    run("migrate_from", replaced)
+    assert fetch(port) == (200, "old\n")
+    until = time.monotonic() + 10
+    while not new.ask(b"get article\r\n", b"END\r\n").startswith(b"VALUE"):
+        assert time.monotonic() < until, "it was not copied"
+        time.sleep(0.01)
 
 
 def test_every_block_is_run():

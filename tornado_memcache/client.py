@@ -26,6 +26,7 @@ from .deadlines import Deadlines
 from .errors import InvalidKey, InvalidRequest, MemcacheError, Timeout, ValueTooLarge
 from .fanout import Fanout
 from .funnel import How, Key
+from .migration import Migration, Side
 from .outcomes import Replies, outdated
 from .pool import Pool
 from .protocol import Reply, Request, fail
@@ -89,6 +90,12 @@ class Client(Commands):
     `ssl.SSLContext` of your own is used as it is. A server that does not
     pass is not spoken to. The handshake counts to ``connect_timeout``.
 
+    ``migrate_from`` is a client of the cluster that this one replaces.
+    What is missing here is looked for there, and brought over: with the
+    time that it still has, where the old server can tell that (memcached
+    1.6), else with ``migrate_exptime`` (as an exptime). Writes delete it there. See
+    ``docs/deployment.rst``; `Migration` counts, as ``client.migration``.
+
     A client may be made before any loop runs. It belongs to the loop of
     its first call; once that loop is closed it can be used on another.
     Its calls are made on the loop's own thread.
@@ -118,6 +125,8 @@ class Client(Commands):
         key_prefix: str | bytes = b"",
         resolver: Resolver | None = None,
         ssl: SSLContext | bool | None = None,
+        migrate_from: "Client | None" = None,
+        migrate_exptime: Any = 600,
     ) -> None:
         self._settings = Settings.of(locals())
         self._cluster = Cluster(servers, self._settings, ring, on_dead, resolver, ssl)
@@ -125,6 +134,20 @@ class Client(Commands):
         self._decode, self._raw_flags = self._values.decode, self._values.raw_flags
         self._prefix = _checked_prefix(key_prefix)
         self._wires: dict[str, bytes] = {}
+        #: What is brought over from ``migrate_from``, None without it.
+        self.migration = self._migrating(migrate_from, migrate_exptime)
+
+    def _migrating(self, old: Any, exptime: Any) -> Migration | None:
+        if old is None:
+            return None
+        if not isinstance(old, Client):
+            raise TypeError(f"migrate_from must be a Client, not {type(old).__name__}")
+        if old.migration is not None:
+            raise InvalidRequest("migrate_from must be a Client that does not migrate itself")
+        return Migration(self._side(), old._side(), exptime)
+
+    def _side(self) -> Side:
+        return Side(self._cluster, self._prefix, self._settings.request_timeout)
 
     # -- the servers
 
@@ -176,8 +199,11 @@ class Client(Commands):
     def close(self) -> None:
         """Closes all connections; calls under way fail with `.ClientClosed`.
 
-        Calls made afterwards fail with it too. May be called twice.
+        Calls made afterwards fail with it too. May be called twice. A
+        client to ``migrate_from`` is not closed with it.
         """
+        if self.migration is not None:
+            self.migration.close()
         self._cluster.close()
 
     async def __aenter__(self) -> "Client":
@@ -313,7 +339,8 @@ class Client(Commands):
                 self._remember(key, wire)
         else:
             pool = cluster.only or cluster.pool_for(wire)
-        connection = pool.usable
+        # (a migrating client asks two clusters)
+        connection = pool.usable if self.migration is None else None
         if connection is not None and timeout is default is None and entered() is None:
             if callback is None and fail_callback is None:
                 future = loop.create_future()
@@ -339,8 +366,16 @@ class Client(Commands):
     def _submit(
         self, pool: Pool, request: Request, outcome: Callable[[Reply], Any], how: Any
     ) -> "asyncio.Future[Any]":
+        migration = self.migration
+        migrates = migration is not None and migration.ready()
         waiter, future = self._begin(None, request, **how)
-        if waiter is not None:
+        if waiter is not None and migrates:
+            assert migration is not None
+            chain = migration.chain(pool, request, waiter, outcome)
+            if waiter.__class__ is not asyncio.Future:
+                waiter.work = chain
+            chain.start()
+        elif waiter is not None:
             slot = slot_for(request, waiter, outcome, self._deadline())
             if waiter.__class__ is not asyncio.Future:
                 waiter.work = slot
@@ -359,6 +394,8 @@ class Client(Commands):
         parts = list(parts)
         if not parts:
             return self._settle(result, how)
+        migration = self.migration
+        migrates = migration is not None and migration.ready()
         waiter, future = self._begin(None, parts[0][1], **how)
         if waiter is None:
             return future
@@ -366,13 +403,17 @@ class Client(Commands):
         if waiter.__class__ is not asyncio.Future:
             waiter.work = fanout
         deadline = self._deadline()
-        slots = []
+        begin: list[Callable[[], None]] = []
         for pool, request, take in parts:
             part = fanout.part(pool.name, take)
-            part.slot = slot_for(request, part, _reply, deadline)
-            slots.append((pool, part.slot))
-        for pool, slot in slots:
-            pool.submit(slot)
+            if migrates and migration is not None:
+                chain = part.work = migration.chain(pool, request, part, _reply)
+                begin.append(chain.start)
+            else:
+                slot = part.work = slot_for(request, part, _reply, deadline)
+                begin.append(partial(pool.submit, slot))
+        for one in begin:
+            one()
         return future
 
     def _settle(self, result: Any, how: Any) -> "asyncio.Future[Any]":
