@@ -171,6 +171,25 @@ async def test_prefixes_and_rings_may_differ(start_memcached):
 
 
 @pytest.mark.gen_test
+async def test_the_same_servers_may_get_another_ring(start_memcached):
+    servers = [start_memcached().address for _ in range(3)]
+    async with (
+        Client(servers) as old,
+        Client(servers, ring="rendezvous", migrate_from=old) as client,
+    ):
+        values = {f"k{n}": n for n in range(100)}
+        await old.set_multi(values)
+        assert await client.get_multi(values) == values
+        await until(lambda: not client.migration._chains)
+        assert 0 < client.migration.copied < 100  # (some stay where they were)
+        for n in range(50):
+            assert await client.incr(f"k{n}") == n + 1
+            assert await client.delete(f"k{n}") and not await client.delete(f"k{n}")
+            assert await client.set(f"k{n}", "new") and await client.get(f"k{n}") == "new"
+            assert (await client.gets(f"k{n + 50}"))[0] == n + 50
+
+
+@pytest.mark.gen_test
 async def test_an_old_server_that_cannot_tell_the_time_gives_migrate_exptime(start_memcached):
     new = start_memcached()
     async with EmbeddedServer() as server, Client([server.address]) as old:
