@@ -81,7 +81,7 @@ async def test_connections_shrink_after_load(memcached):
         assert client.timers == []  # no loop yet
         await client.get("k")
         idle = timer(client, "idle_timeout")
-        assert idle.armed and "<idle_timeout in 60.0 s>" in repr(client)
+        assert idle.armed and "<idle_timeout in " in repr(client)
         await grown(client, 4)
         client._cluster._upkeep.shrink()
         assert opened(client) == 4, "none was unused for so long"
