@@ -339,8 +339,7 @@ class Client(Commands):
                 self._remember(key, wire)
         else:
             pool = cluster.only or cluster.pool_for(wire)
-        # (a migrating client asks two clusters)
-        connection = pool.usable if self.migration is None else None
+        connection = pool.usable if self.migration is None else None  # (that asks two clusters)
         if connection is not None and timeout is default is None and entered() is None:
             if callback is None and fail_callback is None:
                 future = loop.create_future()
