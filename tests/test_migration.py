@@ -345,8 +345,12 @@ async def test_a_copy_that_somebody_has_written_since_is_not_taken_back(both):
         async with both(old_address=proxy.address, request_timeout=5.0) as pair:
             await pair.old.set("k", "v")
             pair.client.migration._tells = False
-            assert await pair.client.get("k") == "v"
-            proxy.requests.hold = True  # whether it is still there is not asked yet
+            proxy.replies.hold = True
+            read = pair.client.get("k")
+            await until(lambda: pair.old_server.stats()["cmd_get"] == "1")
+            proxy.requests.hold = True  # whether it is still there cannot be asked
+            proxy.replies.hold = False
+            assert await read == "v"
             await until(lambda: pair.has("new", "k"))
             pair.old_server.ask(b"delete k\r\n")
             pair.new_server.ask(b"set k 16 0 3\r\nnew\r\n")
@@ -362,11 +366,12 @@ async def test_a_write_ends_the_copy_that_is_on_its_way(both, write, troubles):
     with FaultProxy(both.old.address) as proxy:
         async with both(old_address=proxy.address, request_timeout=5.0) as pair:
             await pair.old.set("k", "stale")
-            await pair.client.set("k", "before", timeout=5.0)
-            await pair.client.delete("k")
-            await pair.old.set("k", "stale")
-            assert await pair.client.get("k") == "stale"
-            proxy.replies.hold = True  # how long it is still kept is not told
+            proxy.replies.hold = True
+            read = pair.client.get("k")
+            await until(lambda: pair.old_server.stats()["cmd_get"] == "1")
+            proxy.requests.hold = True  # how long it is still kept cannot be asked
+            proxy.replies.hold = False
+            assert await read == "stale"
             await getattr(pair.client, write)(*("k",) * (write == "delete"), timeout=0.4)
             proxy.heal()
             await pair.settled()
