@@ -365,11 +365,9 @@ class Client(Commands):
     def _submit(
         self, pool: Pool, request: Request, outcome: Callable[[Reply], Any], how: Any
     ) -> "asyncio.Future[Any]":
-        migration = self.migration
-        migrates = migration is not None and migration.ready()
+        migration = self.migration and self.migration.ready()
         waiter, future = self._begin(None, request, **how)
-        if waiter is not None and migrates:
-            assert migration is not None
+        if waiter is not None and migration is not None:
             chain = migration.chain(pool, request, waiter, outcome)
             if waiter.__class__ is not asyncio.Future:
                 waiter.work = chain
@@ -393,8 +391,7 @@ class Client(Commands):
         parts = list(parts)
         if not parts:
             return self._settle(result, how)
-        migration = self.migration
-        migrates = migration is not None and migration.ready()
+        migration = self.migration and self.migration.ready()
         waiter, future = self._begin(None, parts[0][1], **how)
         if waiter is None:
             return future
@@ -405,7 +402,7 @@ class Client(Commands):
         begin: list[Callable[[], None]] = []
         for pool, request, take in parts:
             part = fanout.part(pool.name, take)
-            if migrates and migration is not None:
+            if migration is not None:
                 chain = part.work = migration.chain(pool, request, part, _reply)
                 begin.append(chain.start)
             else:

@@ -57,15 +57,18 @@ class Migration:
         #: False once a server of the old cluster did not know how to tell an item's exptime.
         self._tells = True
 
-    def ready(self) -> bool:
-        """Has both clusters on the running loop; False if the new one is closed."""
+    def ready(self) -> "Migration | None":
+        """Has both clusters on the running loop, and returns itself.
+
+        None if the new one is closed: then nothing is asked of the old one either.
+        """
         self._old.cluster.ready()
         loop = self._new.cluster.ready()
         if loop is not self._loop:  # (what a closed loop had under way went with it)
             self._loop = loop
             for kept in (self._chains, self._writers, self._copies):
                 kept.clear()
-        return not self._new.cluster.closed
+        return None if self._new.cluster.closed else self
 
     def chain(
         self, pool: Pool, request: Request, waiter: Any, outcome: Callable[[Reply], Any]

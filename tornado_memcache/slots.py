@@ -31,10 +31,10 @@ from .protocol import (
     outlives,
 )
 from .text import (
-    MAX_CONFIG,
     MAX_STATS,
     MAX_STATS_BYTES,
     VERBS,
+    config_length,
     encode_request,
     error_of,
     headers,
@@ -139,12 +139,7 @@ class TextSlot(Slot):
 
     def _read_config(self, data: bytes, position: int, end: int) -> int:
         # CONFIG <name> <flags> <bytes>\r\n<data block>\r\nEND\r\n
-        fields = data[position:end].split(b" ")
-        length = read_number(fields[-1], 63, "a length")
-        if len(fields) != 4 or length > MAX_CONFIG:
-            told = f"{len(fields)} fields, {length} bytes"
-            raise ProtocolError(f"{self.asked()}: the server sent a CONFIG line with {told}")
-        stop = end + 2 + length
+        stop = end + 2 + config_length(data[position:end])
         if stop + 2 > len(data):
             return position
         if data[stop : stop + 2] != b"\r\n":

@@ -231,6 +231,16 @@ def read_seconds(text: bytes) -> int:
     return -1 if text == b"-1" else read_number(text, 32, "seconds")
 
 
+def config_length(line: bytes) -> int:
+    """Returns the length of the block behind ``CONFIG <name> <flags> <bytes>``."""
+    fields = line.split(b" ")
+    length = read_number(fields[-1], 63, "a length")
+    if len(fields) != 4 or length > MAX_CONFIG:
+        told = f"{len(fields)} fields, {length} bytes"
+        raise ProtocolError(f"the server sent a CONFIG line with {told}")
+    return length
+
+
 class _Headers(dict[bytes, tuple[int, int, int | None]]):
     r"""A bounded memo of what stands behind the key of a VALUE line.
 
