@@ -101,6 +101,10 @@ class Client(Commands):
     Its calls are made on the loop's own thread.
     """
 
+    #: What is brought over from ``migrate_from``, None without it.
+    migration: Migration | None
+    _wires: dict[str, bytes]
+
     def __init__(
         self,
         servers: Iterable[Any],
@@ -132,9 +136,7 @@ class Client(Commands):
         self._cluster = Cluster(servers, self._settings, ring, on_dead, resolver, ssl)
         self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
         self._decode, self._raw_flags = self._values.decode, self._values.raw_flags
-        self._prefix = _checked_prefix(key_prefix)
-        self._wires: dict[str, bytes] = {}
-        #: What is brought over from ``migrate_from``, None without it.
+        self._prefix, self._wires = _checked_prefix(key_prefix), {}
         self.migration = self._migrating(migrate_from, migrate_exptime)
 
     def _migrating(self, old: Any, exptime: Any) -> Migration | None:
