@@ -81,13 +81,16 @@ KINDS: tuple[Asked, ...] = (
     Asked(b"incr", (A,), unconfirmed=True),
     Asked(b"version", unconfirmed=True),
     Asked(b"stats", unconfirmed=True),
+    Asked(b"config"),
+    Asked(b"mg", (A,)),
 )
-ONE_LINE = (b"delete", b"touch", b"incr", b"decr", b"flush_all", b"version", b"verbosity")
+ONE_LINE = (b"delete", b"touch", b"incr", b"decr", b"flush_all", b"version", b"verbosity", b"mg")
 
 _WORDS: dict[bytes, tuple[bytes, ...]] = {
     **reference.WORDS,
     b"incr": (b"0", b"18446744073709551615", b"007", b"9 ", b"10  ", b"NOT_FOUND"),
     b"decr": (b"0", b"99 ", b"NOT_FOUND"),
+    b"mg": (b"HD t-1", b"HD t0", b"HD t100", b"HD t4294967295", b"EN"),
     b"version": (b"VERSION 1.6.18", b"VERSION ", b"VERSION 1.6.18 (a build) "),
 }
 _STATS = (
@@ -171,6 +174,8 @@ def good_replies(asked: Asked) -> list[bytes]:
     """Returns good replies to ``asked``, in all their forms."""
     if asked.verb == b"stats":
         return list(_STATS)
+    if asked.verb == b"config":
+        return [b"CONFIG cluster 0 %d\r\n%b\r\nEND\r\n" % (len(one), one) for one in BLOCKS]
     if asked.verb not in RETRIEVAL:
         return [word + b"\r\n" for word in _WORDS[asked.verb]]
     cas, keys = asked.verb in (b"gets", b"gats"), asked.keys
@@ -206,6 +211,7 @@ def _of_length(size: int) -> tuple[Case, ...]:
 
 GET, GETS = Asked(b"get", (A,)), Asked(b"gets", (A,))
 GET_TWO = Asked(b"get", (A, B))
+CONFIG = Asked(b"config")
 #: Keys of which each begins like the one behind it.
 ALIKE = (Asked(b"get", (A, b"aa", b"aaa")), Asked(b"gets", (A, b"aa", b"aaa")))
 
@@ -230,6 +236,7 @@ REFUSED: tuple[Case, ...] = (
     *(Case((asked,), line) for asked in KINDS for line in ERRORS),
     *(Case((GET_TWO,), value(A, b"v") + line) for line in (*ERRORS, TOO_MANY)),
     *(Case((Asked(b"stats"),), b"STAT a 1\r\n" + line) for line in (*ERRORS, TOO_MANY)),
+    *(Case((CONFIG,), b"CONFIG c 0 1\r\nv\r\n" + line) for line in (*ERRORS, TOO_MANY)),
 )
 MALFORMED: tuple[Case, ...] = (
     *(Case((asked,), line) for asked in KINDS for line in (*GARBAGE, TOO_MANY)),
@@ -243,6 +250,21 @@ MALFORMED: tuple[Case, ...] = (
     ),
     *(Case((Asked(verb, (A,)),), b"END\r\n") for verb in (*STORAGE, b"cas", *ONE_LINE)),
     *(Case((Asked(b"incr", (A,)),), number + b"\r\n") for number in NUMBERS if number != b"v"),
+    *(Case((Asked(b"mg", (A,)),), b"HD t" + n + b"\r\n") for n in (*NUMBERS[1:], b"4294967296")),
+    *(Case((Asked(b"mg", (A,)),), line) for line in (b"HD\r\n", b"VA 1 t0\r\nv\r\n", b"EN \r\n")),
+    *(Case((CONFIG,), b"CONFIG c 0 " + n + b"\r\nv\r\nEND\r\n") for n in (*NUMBERS, b"16385")),
+    *(
+        Case((CONFIG,), line)
+        for line in (
+            b"CONFIG\r\n",
+            b"CONFIG c 0 1 2\r\nv\r\nEND\r\n",
+            b"CONFIG c 1\r\nv\r\nEND\r\n",
+            b"CONFIG c 0 1\r\nvv\r\nEND\r\n",
+            b"CONFIG c 0 1\r\nv\r\nCONFIG c 0 1\r\nv\r\nEND\r\n",
+            b"END\r\n",
+            b"VALUE c 0 1\r\nv\r\nEND\r\n",
+        )
+    ),
     # VALUE lines: too few fields, too many, and none that are numbers.
     *(
         Case((GET,), line + b"\r\nv\r\nEND\r\n")

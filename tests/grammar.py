@@ -32,6 +32,8 @@ LINES = (
     rb"version",
     rb"verbosity %b%b" % (_UINT32, _NOREPLY),
     rb"stats(?: [!-~]+)*",
+    rb"config get [!-~]+",
+    rb"mg %b t" % _ONE,
 )
 _LINES = [re.compile(line) for line in LINES]
 

@@ -324,6 +324,9 @@ class Ledger(logging.Handler):
                     f"closed, but its register holds {len(deadlines)} deadlines "
                     f"(armed: {deadlines.armed}): {client!r}",
                 )
+            for timer in getattr(client, "timers", ()):
+                if timer.armed:
+                    self.found("client", f"closed, but its timer is set: {timer!r}")
             for pool in pools_of(client):
                 counts = pool.counts()
                 self._account(pool)

@@ -18,6 +18,7 @@ LONGEST_LINE = 2048
 #: No server has more statistics, in lines or in bytes.
 MOST_STATS = 120_000
 MOST_STATS_BYTES = 4 * 1024 * 1024
+MOST_CONFIG_BYTES = 16 * 1024
 
 STORAGE = (b"set", b"add", b"replace", b"append", b"prepend")
 RETRIEVAL = (b"get", b"gets", b"gat", b"gats")
@@ -188,6 +189,30 @@ def _read_stats(asked: Asked, stream: _Stream) -> _Outcome:
         stats[name] = value
 
 
+def _read_config(asked: Asked, stream: _Stream) -> _Outcome:
+    # CONFIG <name> <flags> <bytes>\r\n<data block>\r\nEND\r\n
+    line = stream.line()
+    if not line.startswith(b"CONFIG "):
+        return _error(asked, line), True
+    words = line.split(b" ")
+    length = _number(words[-1], 63)
+    if len(words) != 4 or length > MOST_CONFIG_BYTES:
+        raise _Broken("ProtocolError")
+    block = stream.block(length)
+    line = stream.line()
+    return (Told(b"CONFIG", text=block), True) if line == b"END" else (_error(asked, line), False)
+
+
+def _read_time(asked: Asked, stream: _Stream) -> _Outcome:
+    # EN\r\n   HD t<seconds>\r\n   (-1: it does not expire)
+    line = stream.line()
+    if line == b"EN":
+        return Told(b"EN"), True
+    if line.startswith(b"HD t"):
+        return Told(b"HD", number=-1 if line == b"HD t-1" else _number(line[4:], 32)), True
+    return _error(asked, line), True
+
+
 def _read_items(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
     # VALUE <key> <flags> <bytes> [<cas unique>]\r\n<data block>\r\n ... END\r\n
     items: dict[bytes, tuple[bytes, int, int | None]] = {}
@@ -218,6 +243,8 @@ def _read_reply(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
         b"decr": _read_count,
         b"version": _read_version,
         b"stats": _read_stats,
+        b"config": _read_config,
+        b"mg": _read_time,
     }
     return readers.get(asked.verb, _read_word)(asked, stream)
 

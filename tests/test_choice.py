@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tornado_memcache.choice import bound_to, choose, usable
+from tornado_memcache.choice import bound_to, choose, longest_unused, takes_calls, usable
 from tornado_memcache.lanes import Line
 from tornado_memcache.protocol import LARGE_WORK, Request
 from tornado_memcache.slots import slot_for
@@ -17,7 +17,7 @@ class Stand:
         self.name = name
         self.keys = dict.fromkeys(keys, 1)
         self.open, self.late, self.large, self.connecting = True, False, False, False
-        self.idle, self.owing = True, 0
+        self.idle, self.owing, self.leaving = True, 0, False
         self.__dict__.update(state)
 
     @property
@@ -41,6 +41,7 @@ LATE = Stand("late", idle=False, late=True, keys=[b"k"])
 LARGE = Stand("large", idle=False, large=True, owing=1)
 OPENING = Stand("opening", open=False, connecting=True)
 WRITING = Stand("writing", idle=False, keys=[b"k"])
+LEAVING = Stand("leaving", idle=False, keys=[b"k"], leaving=True)
 BIG = slot(b"set", value=b"x" * (LARGE_WORK + 1))
 
 
@@ -56,6 +57,10 @@ BIG = slot(b"set", value=b"x" * (LARGE_WORK + 1))
         ([LARGE], slot(), False, LARGE),
         ([LARGE, OPENING], slot(), False, None),
         ([LATE], slot(), False, LATE),
+        ([LEAVING], slot(), True, None),
+        ([LEAVING, IDLE], slot(), False, None),
+        ([LEAVING, IDLE], slot(key=b"other"), False, IDLE),
+        ([LEAVING], slot(key=b"other"), True, None),
         ([LATE], slot(key=b"other"), False, None),
         ([IDLE, WRITING], slot(), True, WRITING),
         ([BUSY, IDLE], BIG, True, IDLE),
@@ -95,3 +100,28 @@ def test_nobody_overtakes_the_line_but_for_the_order_of_a_key():
 )
 def test_who_takes_calls_unasked(connections, expected):
     assert usable(connections) is expected
+
+
+def test_one_that_is_late_and_to_be_left_still_takes_its_keys():
+    both = Stand("both", idle=False, late=True, keys=[b"k"], leaving=True)
+    assert choose([both, IDLE], [both], Line(), slot(), False) is both
+
+
+@pytest.mark.parametrize(
+    "state, good", [({}, True), ({"open": False}, False), ({"late": True}, False)]
+)
+def test_who_takes_calls_of_any_key(state, good):
+    assert takes_calls(Stand("one", **state)) is good
+    assert not takes_calls(Stand("one", leaving=True, **state))
+
+
+def test_those_that_were_not_used_for_longest_come_first_and_some_are_kept():
+    old = Stand("old", rested_at=1.0, opened_at=0.5)
+    new = Stand("new", rested_at=0.0, opened_at=5.0)  # (never asked)
+    busy = Stand("busy", idle=False, rested_at=0.0, opened_at=0.0)
+    late = Stand("late", late=True, rested_at=0.0, opened_at=0.0)
+    shut = Stand("shut", open=False, rested_at=0.0, opened_at=0.0)
+    everyone = [busy, new, shut, old, late]
+    assert longest_unused(everyone, 0, 9.0) == [(old, 1.0), (new, 5.0), (busy, 9.0), (late, 9.0)]
+    assert longest_unused(everyone, 3, 9.0) == [(old, 1.0)]
+    assert longest_unused(everyone, 4, 9.0) == longest_unused(everyone, 9, 9.0) == []

@@ -1070,3 +1070,96 @@ async def test_a_warm_connection_that_opens_to_a_server_that_went_away_is_closed
         while connections(goes):
             await asyncio.sleep(0.01)
         assert not client._cluster._retired or not client._cluster._retired[0]._connections
+
+
+# -- one server more, one less
+
+
+@pytest.mark.gen_test
+async def test_servers_are_added_and_removed_under_load_and_no_call_is_lost(start_memcached):
+    """Each call ends once, with its value, a miss or True: nothing here fails."""
+    servers = [start_memcached() for _ in range(4)]
+    ended, turns = [], 40
+    async with Client([server.address for server in servers[:2]], ring="ketama") as client:
+
+        async def awaiting(name):
+            for turn in range(turns):
+                key = f"{name}:{turn % 5}"
+                ended.append(await client.set(key, key) is True)
+                ended.append(await client.get(key) in (key, None))
+                many = [f"{name}:{n}" for n in range(30)]
+                found = await client.get_multi(many)
+                ended.append(not found.errors and all(found[one] == one for one in found))
+
+        def calling(turn, done):
+            """Begins the next call in the callback of the one before."""
+            if turn == turns:
+                return done.set_result(None)
+            key, again = f"c:{turn % 7}", lambda _: calling(turn + 1, done)
+            client.set(
+                key,
+                key,
+                fail_callback=lambda error: done.set_exception(error),
+                callback=lambda stored: (
+                    ended.append(stored is True),
+                    client.get_multi([key, "none"], callback=again, fail_callback=done.cancel),
+                ),
+            )
+
+        done = asyncio.get_running_loop().create_future()
+        calling(0, done)
+        load = asyncio.gather(done, *(awaiting(name) for name in "abcdefgh"))
+        changes = itertools.cycle(["add", "add", "remove", "remove"])
+        spare = itertools.cycle([servers[2], servers[3], servers[2], servers[3]])
+        while not load.done():
+            change, server = next(changes), next(spare)
+            getattr(client, f"{change}_server")(server.address)
+            await asyncio.sleep(0.002)
+        await load
+        assert len(ended) == 8 * 3 * turns + turns and all(ended)
+        names = [server.name for server in client.servers]
+        assert names[:2] == [server.address for server in servers[:2]]
+        client.set_servers(names[:2])
+        await until(lambda: connections(servers[2]) == connections(servers[3]) == 0)
+        assert client._cluster._retired == [] or not client._cluster._retired[0]._connections
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_is_added_takes_its_keys_and_leaves_the_others_theirs(start_memcached):
+    a, b = start_memcached(), start_memcached()
+    async with Client([a.address], ring="rendezvous") as client:
+        await client.set_multi({f"k{n}": n for n in range(100)})
+        pool = client._pools[0]
+        client.add_server((b.address, 1))
+        assert [server.name for server in client.servers] == [a.address, b.address]
+        assert client._pools[0] is pool
+        moved = set(keys_of(client, b, 100))
+        found = await client.get_multi(f"k{n}" for n in range(100))
+        assert found == {f"k{n}": n for n in range(100) if f"k{n}" not in moved}
+        client.remove_server(client.servers[1])
+        assert len(await client.get_multi(f"k{n}" for n in range(100))) == 100
+
+
+@pytest.mark.parametrize(
+    "change, server, told",
+    [
+        ("add_server", "a:1", "'a:1' is one of the servers already"),
+        ("add_server", ("b:2", 3), "'b:2' is one of the servers already"),
+        ("add_server", "c:0", "the port must be"),
+        ("remove_server", "c:3", r"'c:3' is none of the servers \(a:1, b:2\)"),
+        ("remove_server", "b", r"'b:11211' is none of the servers"),
+        ("remove_server", "", "names no host"),
+    ],
+)
+def test_a_change_that_cannot_be_made_names_the_server_and_changes_nothing(change, server, told):
+    client = Client(["a:1", "b:2"])
+    with pytest.raises(InvalidServer, match=told):
+        getattr(client, change)(server)
+    with pytest.raises(TypeError):
+        getattr(client, change)(7)
+    assert [server.name for server in client.servers] == ["a:1", "b:2"]
+    client.remove_server("b:2")
+    with pytest.raises(InvalidServer, match="'a:1' is the last one"):
+        client.remove_server("a:1")
+    assert [server.name for server in client.servers] == ["a:1"]
+    client.close()

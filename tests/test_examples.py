@@ -6,6 +6,7 @@ A test of the list of files fails when an example has no test here.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -27,7 +28,7 @@ from .memcacheds import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-SHORT = ("boundary_app", "counter_app", "hello_await", "hello_callback")
+SHORT = ("boundary_app", "cluster_app", "counter_app", "hello_await", "hello_callback")
 #: Seconds that a process gets to start or to end.
 PATIENCE = 10.0
 
@@ -170,6 +171,42 @@ def test_counter_app_loses_nothing_when_many_count_at_once(memcached):
         assert sorted(int(count) for _, count in counts) == list(range(1, 41))
         longest = max((guests for _, guests in lists), key=len)
         assert sorted(longest.split()) == names
+
+
+def test_cluster_app_serves_while_servers_come_go_and_die(start_memcached):
+    servers = [start_memcached() for _ in range(3)]
+    names = [server.address for server in servers]
+    with running("cluster_app", MEMCACHED_SERVERS=",".join(names[:2])) as example:
+
+        def status():
+            return json.loads(example.get("/servers")[1])
+
+        def change(*servers):
+            url, body = f"http://127.0.0.1:{example.port}/servers", ",".join(servers).encode()
+            try:
+                asked = urllib.request.Request(url, body, method="PUT")
+                with example._browser.open(asked, timeout=PATIENCE) as page:
+                    return page.status
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code
+
+        users = [f"user{chr(97 + n)}" for n in range(20)]
+        for user in users:
+            status_code, page = example.get(f"/users/{user}")
+            assert (status_code, json.loads(page)) == (200, {f"seen:{user}": "just now"})
+        assert set(status()) == set(names[:2]) and all(status().values())
+        assert change(*names) == 200 and set(status()) == set(names)
+        assert change("no:port:at:all") == change("") == 400 and set(status()) == set(names)
+        assert change(*names[1:]) == 200 and set(status()) == set(names[1:])
+        servers[1].kill()
+        until = time.monotonic() + PATIENCE
+        while not all(example.get(f"/users/{user}")[0] == 200 for user in users):
+            assert time.monotonic() < until, "the other server does not take the keys"
+        assert status()[names[1]] is None and status()[names[2]]
+        servers[2].kill()
+        assert {example.get(f"/users/{user}")[0] for user in users} == {503}
+        assert set(status().values()) == {None}
 
 
 def test_the_demo_takes_the_servers_it_is_told(start_memcached):

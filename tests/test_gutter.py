@@ -249,6 +249,28 @@ async def test_a_face_may_have_one(start_memcached, troubles):
 
 
 @pytest.mark.gen_test
+async def test_what_is_migrated_to_the_gutter_is_kept_for_a_short_time_too(
+    start_memcached, troubles
+):
+    old, home, spare = (start_memcached() for _ in range(3))
+    options = {"on_dead": "gutter", "gutter": [spare.address]}
+    async with Client([old.address]) as before:
+        async with Client([home.address], migrate_from=before, **options) as client:
+            await before.set_multi({"k": 1, "other": 2})
+            home.kill()
+            with pytest.raises(ConnectionFailed):
+                await client.set("finds-out", 1)
+            client._pools[0].health.dead_until = float("inf")
+            assert await client.get("k") == 1
+            await until(lambda: client.migration.copied == 1)
+            assert 0 < exptime_of(spare, "k") <= GUTTER_EXPTIME
+            assert await client.set("other", 3) is True
+            assert await client.set_multi({"more": 4}) == []
+            for key in ("other", "more"):
+                assert 0 < exptime_of(spare, key) <= GUTTER_EXPTIME
+
+
+@pytest.mark.gen_test
 async def test_the_call_that_finds_out_goes_home(start_memcached, troubles):
     async with World(start_memcached) as world:
         client, key = world.client, world.theirs[0]

@@ -47,15 +47,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("outbox", "retry"),
     # -- no pure floors from here on
     ("health", "deadlines"),
-    ("lanes", "boundaries", "stream", "memcache_cas"),
-    ("call", "tls", "fanout", "authentication", "events"),
+    ("lanes", "boundaries", "stream", "memcache_cas", "timers"),
+    ("call", "tls", "fanout", "authentication", "events", "chain"),
     ("connector",),
     ("connection", "server", "memcache_outcomes"),
     ("choice",),
     ("pool",),
-    ("funnel",),
+    ("funnel", "upkeep"),
     ("cluster", "commands"),
+    ("migration",),
     ("client",),
+    ("discovery",),
     ("memcache", "tornadoasyncmemcache", "web"),
     ("__init__",),
 )
@@ -461,10 +463,19 @@ class StandInDeadlines:
         return self.size
 
 
+class StandInTimer:
+    def __init__(self, armed: bool) -> None:
+        self.armed = armed
+
+    def __repr__(self) -> str:
+        return "<tea in 60.0 s>"
+
+
 class StandIn:
     """A client as the ledger sees it."""
 
     def __init__(self) -> None:
+        self.timers: list[StandInTimer] = []
         self._deadlines: StandInDeadlines | None = None
         self._pools: dict[str, StandInPool] = {}
 
@@ -718,6 +729,16 @@ def test_ledger_finds_a_pool_that_does_not_add_up(counts: dict[str, int]) -> Non
         return client
 
     assert kinds(within(plant)) == {"pool"}
+
+
+def test_ledger_finds_a_named_timer_of_a_closed_client() -> None:
+    def plant(ledger: Ledger) -> Any:
+        client = StandIn()
+        client.timers = [StandInTimer(False), StandInTimer(True)]
+        client.close()
+        return client
+
+    assert within(plant) == [("client", "closed, but its timer is set: <tea in 60.0 s>")]
 
 
 def test_ledger_excuses_only_what_it_is_told() -> None:

@@ -353,7 +353,7 @@ async def test_bytes_that_nobody_asked_for_are_no_reply_to_what_could_not_be_sen
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             peer.close()
             (connection,) = client._pools[0]._connections
-            connection._rested_at = float("inf")  # (it has not rested: nobody looks first)
+            connection.rested_at = float("inf")  # (it has not rested: nobody looks first)
             call = client.set("k", b"v")
             assert connection._stream.refuses
             peer = await accepted(listener)

@@ -33,6 +33,8 @@ def test_the_defaults_of_the_client_are_those_of_the_settings():
         "max_idle": None,
         "on_dead": "fail",
         "gutter_exptime": None,
+        "idle_timeout": None,
+        "resolve_interval": None,
     }
 
 

@@ -58,6 +58,8 @@ ENCODED = [
     (Request(b"verbosity", argument=b"1"), b"verbosity 1\r\n"),
     (Request(b"stats"), b"stats\r\n"),
     (Request(b"stats", argument=b"items"), b"stats items\r\n"),
+    (Request(b"config", argument=b"get cluster"), b"config get cluster\r\n"),
+    (Request(b"mg", (KEY,)), b"mg " + KEY + b" t\r\n"),
 ]  # fmt: skip
 
 
@@ -73,7 +75,7 @@ def test_every_verb_is_in_the_table():
 def test_which_verbs_may_be_tried_again_and_which_write():
     again = {verb for verb, one in VERBS.items() if one.idempotent}
     writes = {verb for verb, one in VERBS.items() if one.writes}
-    assert again == {b"get", b"gets", b"version", b"stats"}
+    assert again == {b"get", b"gets", b"version", b"stats", b"config", b"mg"}
     assert writes == set(VERBS) - again - {b"verbosity"}
 
 
@@ -107,7 +109,7 @@ prefixes = st.sampled_from([b"", b"p:", b"\xc3\xbc", b"x" * 200, b"noreply"])
 
 #: How many words a line has beside its verb, its keys and noreply; storage has three.
 NUMBERS = {b"gat": 1, b"gats": 1, b"cas": 4, b"incr": 1, b"decr": 1, b"touch": 1}
-NUMBERS |= {b"flush_all": 1, b"verbosity": 1, b"stats": 2}
+NUMBERS |= {b"flush_all": 1, b"verbosity": 1, b"stats": 2, b"config": 2, b"mg": 1}
 
 
 def _checked(key, prefix):
@@ -146,8 +148,9 @@ def test_an_encoded_line_has_exactly_one_crlf_outside_the_data_block(
     elif shape != "retrieval":
         good = good[:1]
     value = value * (STREAMED_BLOCK if large else 1)
-    argument = {b"stats": b"items 1", b"verbosity": b"1"}.get(verb, b"")
-    noreply = noreply and shape not in ("retrieval", "version", "stats")
+    arguments = {b"stats": b"items 1", b"verbosity": b"1", b"config": b"get cluster"}
+    argument = arguments.get(verb, b"")
+    noreply = noreply and shape not in ("retrieval", "version", "stats", "config", "time")
     request = Request(verb, good, value, noreply=noreply, argument=argument, **fields)
     data = b"".join(encode_request(request))
     [written] = requests_in(data)

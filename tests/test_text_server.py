@@ -228,6 +228,12 @@ def test_a_long_line_of_single_bytes_takes_linear_time():
             Reply(b"END", stats={"pid": "1", "version": "1.6.18"}),
             b"STAT pid 1\r\nSTAT version 1.6.18\r\nEND\r\n",
         ),
+        (
+            Request(b"config", argument=b"get cluster"),
+            Reply(b"CONFIG", text=b"1\na|b|1\n"),
+            b"CONFIG cluster 0 8\r\n1\na|b|1\n\r\nEND\r\n",
+        ),
+        (Request(b"config", argument=b"get cluster"), Reply(b"ERROR"), b"ERROR\r\n"),
         (Request(b"stats", argument=b"items"), Reply(b"END"), b"END\r\n"),
         (Request(b"stats", argument=b"reset"), Reply(b"RESET"), b"RESET\r\n"),
     ],

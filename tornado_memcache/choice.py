@@ -23,6 +23,27 @@ def bound_to(connections: Sequence[Connection], slot: Slot) -> list[Connection]:
     return bound
 
 
+def takes_calls(connection: Connection) -> bool:
+    """True for one that takes calls of any key: open, on time, to where its server is."""
+    return connection.open and not (connection.late or connection.leaving)
+
+
+def longest_unused(
+    connections: Sequence[Connection], keep: int, now: float
+) -> list[tuple[Connection, float]]:
+    """Returns all open connections but the ``keep`` that were used last, each with that moment.
+
+    One that is in use is used ``now``.
+    """
+    used = [
+        (one, max(one.rested_at, one.opened_at) if one.idle and not one.late else now)
+        for one in connections
+        if one.open
+    ]
+    used.sort(key=lambda pair: pair[1])
+    return used[: max(0, len(used) - keep)]
+
+
 def choose(
     connections: Sequence[Connection],
     bound: Sequence[Connection],
@@ -33,17 +54,20 @@ def choose(
     """Returns the connection that takes ``slot`` now, None if it has to wait.
 
     A key with an unanswered write stays on that write's connection, even
-    a late one, unless another write of it waits in ``line``. Large work
+    a late one, unless another write of it waits in ``line``, or that
+    connection is to be left: then it waits for the answer. Large work
     goes to an idle connection where there is one, or may be one.
     """
     behind = bool(line) and line.first is not slot
     if len(bound) > 1:
         return None  # only a request of many keys: until all but one have answered
     if bound:
+        if bound[0].leaving and not bound[0].late:
+            return None  # until it has answered: a key that is always written would hold it
         return None if behind and line.holds_write_of(slot) else bound[0]
     if behind:
         return None
-    good = [one for one in connections if one.open and not one.late]
+    good = [one for one in connections if takes_calls(one)]
     clear = [one for one in good if not one.large]
     if len(slot.request.value) > LARGE_WORK:
         clear = [one for one in clear if one.idle]
@@ -61,7 +85,7 @@ def usable(connections: Sequence[Connection]) -> Connection | None:
     another.
     """
     for chosen in connections:
-        if chosen.open and not chosen.late and not chosen.large:
+        if takes_calls(chosen) and not chosen.large:
             break
     else:
         return None

@@ -30,6 +30,7 @@ from .events import Events, OnDown, OnUp
 from .fanout import Fanout
 from .funnel import How, Key
 from .gutter import shortened
+from .migration import Migration, Side
 from .outcomes import Replies, outdated
 from .pool import Pool
 from .protocol import Reply, Request, fail
@@ -37,6 +38,7 @@ from .serializer import Serializer
 from .settings import DEFAULT_VALUE_SIZE, Settings
 from .slots import slot_for
 from .text import check_request
+from .timers import NamedTimer
 from .values import Values
 
 if TYPE_CHECKING:
@@ -60,6 +62,14 @@ class Client(Commands):
     calls are under way to it. From the first call on ``min_connections``
     to each server are kept open while it lives, and at most ``max_idle``
     are kept when they are idle (None: all).
+
+    With ``idle_timeout`` (seconds) connections beyond ``min_connections``
+    that were not used for so long are closed. With ``resolve_interval``
+    (seconds) the names of the servers are looked up in the background
+    every so often, and not only when a connection is opened: connections
+    to an address that a name does not lead to any more end what is under
+    way on them, and the next calls go to the new address. Each of the two
+    is one timer, set while there are connections for it to look after.
 
     A server is taken for dead when it refuses a connection, or after
     ``silences_until_dead`` timeouts without a byte from it between them.
@@ -107,10 +117,20 @@ class Client(Commands):
     `.AuthenticationError`, and it is asked again as one that refuses
     connections is. Without ``ssl`` they cross the wire in the clear.
 
+    ``migrate_from`` is a client of the cluster that this one replaces.
+    What is missing here is looked for there, and brought over: with the
+    time that it still has, where the old server can tell that (memcached
+    1.6), else with ``migrate_exptime`` (as an exptime). Writes delete it there. See
+    ``docs/deployment.rst``; `Migration` counts, as ``client.migration``.
+
     A client may be made before any loop runs. It belongs to the loop of
     its first call; once that loop is closed it can be used on another.
     Its calls are made on the loop's own thread.
     """
+
+    #: What is brought over from ``migrate_from``, None without it.
+    migration: Migration | None
+    _wires: dict[str, bytes]
 
     def __init__(
         self,
@@ -121,6 +141,8 @@ class Client(Commands):
         max_connections: int = 4,
         min_connections: int = 0,
         max_idle: int | None = None,
+        idle_timeout: float | None = None,
+        resolve_interval: float | None = None,
         max_pending: int = 100_000,
         dead_retry: float = 30.0,
         silences_until_dead: int = 3,
@@ -140,14 +162,28 @@ class Client(Commands):
         password: str | bytes | None = None,
         on_server_up: OnUp | None = None,
         on_server_down: OnDown | None = None,
+        migrate_from: "Client | None" = None,
+        migrate_exptime: Any = 600,
     ) -> None:
         self._settings = Settings.of(locals())
         told = checked_credentials(username, password), Events(on_server_up, on_server_down)
         self._cluster = Cluster(servers, self._settings, ring, gutter, resolver, ssl, *told)
         self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
         self._decode, self._raw_flags = self._values.decode, self._values.raw_flags
-        self._prefix = _checked_prefix(key_prefix)
-        self._wires: dict[str, bytes] = {}
+        self._prefix, self._wires = _checked_prefix(key_prefix), {}
+        self.migration = self._migrating(migrate_from, migrate_exptime)
+
+    def _migrating(self, old: Any, exptime: Any) -> Migration | None:
+        if old is None:
+            return None
+        if not isinstance(old, Client):
+            raise TypeError(f"migrate_from must be a Client, not {type(old).__name__}")
+        if old.migration is not None:
+            raise InvalidRequest("migrate_from must be a Client that does not migrate itself")
+        return Migration(self._side(), old._side(), exptime)
+
+    def _side(self) -> Side:
+        return Side(self._cluster, self._prefix, self._settings.request_timeout)
 
     # -- the servers
 
@@ -163,6 +199,22 @@ class Client(Commands):
         connections.
         """
         self._cluster.set_servers(servers)
+
+    def add_server(self, server: Any) -> None:
+        """Adds one server, behind the others, as `set_servers` does.
+
+        ``server`` as one of those of the constructor. Raises
+        `.InvalidServer` if it is one of the servers already.
+        """
+        self._cluster.add_server(server)
+
+    def remove_server(self, server: Any) -> None:
+        """Takes one server away, as `set_servers` does: what it owes is still answered.
+
+        ``server`` is its name (``"host:port"``) or a `.Server`. Raises
+        `.InvalidServer` if it is none of the servers, or the last one.
+        """
+        self._cluster.remove_server(server)
 
     def retry_dead_servers(self) -> None:
         """Lets the next call to each dead server find out now whether it is back."""
@@ -183,8 +235,11 @@ class Client(Commands):
     def close(self) -> None:
         """Closes all connections; calls under way fail with `.ClientClosed`.
 
-        Calls made afterwards fail with it too. May be called twice.
+        Calls made afterwards fail with it too. May be called twice. A
+        client to ``migrate_from`` is not closed with it.
         """
+        if self.migration is not None:
+            self.migration.close()
         self._cluster.close()
 
     async def __aenter__(self) -> "Client":
@@ -199,6 +254,11 @@ class Client(Commands):
     @property
     def _pools(self) -> tuple[Pool, ...]:
         return self._cluster.pools
+
+    @property
+    def timers(self) -> list[NamedTimer]:
+        """The named timers of this client, set or not: those that its options ask for."""
+        return self._cluster.timers
 
     @property
     def _deadlines(self) -> Deadlines | None:
@@ -315,7 +375,7 @@ class Client(Commands):
                 self._remember(key, wire)
         else:
             pool = cluster.only or cluster.pool_for(wire)
-        connection = pool.usable
+        connection = pool.usable if self.migration is None else None  # (that asks two clusters)
         if connection is not None and timeout is default is None and entered() is None:
             if callback is None and fail_callback is None:
                 future = loop.create_future()
@@ -341,8 +401,14 @@ class Client(Commands):
     def _submit(
         self, pool: Pool, request: Request, outcome: Callable[[Reply], Any], how: Any
     ) -> "asyncio.Future[Any]":
+        migration = self.migration and self.migration.ready()
         waiter, future = self._begin(None, request, **how)
-        if waiter is not None:
+        if waiter is not None and migration is not None:
+            chain = migration.chain(pool, request, waiter, outcome)
+            if waiter.__class__ is not asyncio.Future:
+                waiter.work = chain
+            chain.start()
+        elif waiter is not None:
             if pool.longest is not None:
                 request = shortened(request, pool.longest, time.time)
             slot = slot_for(request, waiter, outcome, self._deadline())
@@ -363,6 +429,7 @@ class Client(Commands):
         parts = list(parts)
         if not parts:
             return self._settle(result, how)
+        migration = self.migration and self.migration.ready()
         waiter, future = self._begin(None, parts[0][1], **how)
         if waiter is None:
             return future
@@ -370,15 +437,19 @@ class Client(Commands):
         if waiter.__class__ is not asyncio.Future:
             waiter.work = fanout
         deadline = self._deadline()
-        slots = []
+        begin: list[Callable[[], None]] = []
         for pool, request, take in parts:
-            if pool.longest is not None:
-                request = shortened(request, pool.longest, time.time)
             part = fanout.part(pool.name, take)
-            part.slot = slot_for(request, part, _reply, deadline)
-            slots.append((pool, part.slot))
-        for pool, slot in slots:
-            pool.submit(slot)
+            if migration is not None:
+                chain = part.work = migration.chain(pool, request, part, _reply)
+                begin.append(chain.start)
+            else:
+                if pool.longest is not None:
+                    request = shortened(request, pool.longest, time.time)
+                slot = part.work = slot_for(request, part, _reply, deadline)
+                begin.append(partial(pool.submit, slot))
+        for one in begin:
+            one()
         return future
 
     def _settle(self, result: Any, how: Any) -> "asyncio.Future[Any]":

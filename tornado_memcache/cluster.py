@@ -17,7 +17,7 @@ from tornado.ioloop import IOLoop
 from tornado.netutil import Resolver
 
 from . import deadlines
-from .address import Server, parse_servers
+from .address import Server, parse_server, parse_servers
 from .connector import Transport
 from .credentials import Credentials
 from .deadlines import Deadlines
@@ -27,7 +27,9 @@ from .gutter import GUTTER_EXPTIME
 from .pool import Pool
 from .ring import Rendezvous, make_ring
 from .settings import Settings
+from .timers import NamedTimer
 from .tls import checked_context
+from .upkeep import Upkeep
 
 _log = logging.getLogger("tornado_memcache")
 
@@ -79,6 +81,7 @@ class Cluster:
         #: The pool of a client that has one server.
         self.only: Pool | None = None
         self._retired: list[Pool] = []
+        self._upkeep: Upkeep | None = None
 
     def _checked(self, servers: Iterable[Any], name: str = "servers") -> tuple[Server, ...]:
         checked = parse_servers(servers, name)
@@ -131,6 +134,7 @@ class Cluster:
         self.loop, self.deadlines = loop, Deadlines(self._io_loop, loop)
         resolver = self._resolver if self._resolver is not None else Resolver()
         self._transport = Transport(resolver, self._ssl_context, self._credentials)
+        self._upkeep = Upkeep(self._settings, self._io_loop, self._transport)
         self._pid = os.getpid()
         self._set_pools([])
         if self.closed:
@@ -149,7 +153,10 @@ class Cluster:
             pool.longest = self._settings.gutter_exptime or GUTTER_EXPTIME
         for server, pool in zip(self.servers, self.pools, strict=False):
             pool.server = server  # (it may have come with other credentials)
+        assert self._upkeep is not None
+        self._upkeep.pools, notice = self.pools, self._upkeep.notice()
         for pool in self.pools:
+            pool.on_opened = notice
             pool.restore()
             if _is_running_here(self.loop):
                 pool.keep_warm()
@@ -182,7 +189,7 @@ class Cluster:
     def _abandon(self) -> None:
         """Lets go of the pools of a closed loop: nobody there can be told anything."""
         lost = sum(pool.abandon() for pool in (*self.pools, *self._retired))
-        self._retired = []
+        self._retired, self._upkeep = [], None
         if lost and not self._forked():
             _log.warning("%d memcache calls were lost with their event loop", lost)
 
@@ -233,6 +240,24 @@ class Cluster:
         if self.closed:
             self.close()
 
+    def add_server(self, server: Any) -> None:
+        """Adds one server behind the others."""
+        (added,) = self._checked([server])
+        if added.name in {one.name for one in self.servers}:
+            raise InvalidServer(f"server {shown(added.name)} is one of the servers already")
+        self.set_servers([*self.servers, added])
+
+    def remove_server(self, server: Any) -> None:
+        """Takes one server away, but not the last."""
+        name = parse_server(server).name
+        left = [one for one in self.servers if one.name != name]
+        if len(left) == len(self.servers):
+            told = ", ".join(one.name for one in self.servers)
+            raise InvalidServer(f"server {shown(name)} is none of the servers ({told})")
+        if not left:
+            raise InvalidServer(f"server {shown(name)} is the last one: a client needs a server")
+        self.set_servers(left)
+
     def retry_dead(self) -> None:
         """Lets the next call to each dead server find out whether it is back."""
         for pool in self.pools:
@@ -261,10 +286,17 @@ class Cluster:
         self._retired = []
         if self.deadlines is not None:
             self.deadlines.close()
+        if self._upkeep is not None:
+            self._upkeep.close()
+
+    @property
+    def timers(self) -> list[NamedTimer]:
+        """The idle timers that are wanted, set or not."""
+        return self._upkeep.timers if self._upkeep is not None else []
 
     def __repr__(self) -> str:
         if self.pools:
-            return " ".join(map(repr, self.pools))
+            return " ".join(map(repr, [*self.pools, *self.timers]))
         state = "closed" if self.closed else "not connected"
         return f"{' '.join(server.name for server in self.servers)} {state}"
 

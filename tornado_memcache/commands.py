@@ -127,7 +127,7 @@ class Commands(Funnel):
             (
                 (pool, Request(verb, chunk), partial(self._take_items, result, pool, wires))
                 for pool, wires in asked.items()
-                for chunk in _chunks(wires)
+                for chunk in chunks(wires)
             ),
             result,
             how,
@@ -390,7 +390,7 @@ class Commands(Funnel):
         )
 
 
-def _chunks(wires: Collection[bytes]) -> list[tuple[bytes, ...]]:
+def chunks(wires: Collection[bytes]) -> list[tuple[bytes, ...]]:
     """Returns ``wires`` in parts that fit in one line each."""
     if len(wires) <= KEYS_A_LINE and sum(map(len, wires)) + len(wires) <= LINE_BYTES - 16:
         return [tuple(wires)]

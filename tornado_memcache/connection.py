@@ -32,7 +32,7 @@ from .protocol import (
 )
 from .settings import Settings
 from .slots import GatheredSlot, slot_for
-from .stream import SegmentStream
+from .stream import SegmentStream, peer_of
 from .text import KEYS_A_LINE
 
 #: This many gathered gets leave at once when nothing is under way, so that
@@ -69,12 +69,13 @@ class Connection:
         self._loop = loop
         self._connector: Connector | None = None
         self._stream: SegmentStream | None = None
+        self.peer: Any = None
         self._protocol = OwedReplies(settings.max_value_size)
         #: When it began to connect, and when it was open.
         self.begun, self.opened_at = 0.0, NEVER
         self.open = self.late = self.closed = False
-        #: True once the connection is to close as soon as nothing is under way.
-        self.retiring = False
+        #: True once it closes when nothing is under way, and once new calls go to others.
+        self.retiring = self.leaving = False
         #: True once any byte has left, and once any has come.
         self.asked = self.heard = False
         #: Keys with an unanswered write; counted only once other connections are used.
@@ -83,11 +84,9 @@ class Connection:
         self._most_keys = min(KEYS_A_LINE, settings.max_pending)
         self._few_keys = min(FIRST_KEYS, settings.max_pending)
         self._live = SlotLane()
-        self._large = 0
-        self._streaming = False
-        self._scheduled = False
-        self._rested_at = self._awaited_until = 0.0
-        self._close_at = NEVER
+        self._large, self._close_at = 0, NEVER
+        self._streaming = self._scheduled = False
+        self.rested_at = self._awaited_until = 0.0
 
     # -- opening
 
@@ -109,7 +108,7 @@ class Connection:
         self._connector, self._stream, self.open = None, stream, True
         self.opened_at, self._close_at = deadlines.clock(), NEVER
         self._deadlines.rest(self)
-        stream.receiver = self
+        stream.receiver, self.peer = self, peer_of(stream)
         self._pool.opened(self)
 
     @property
@@ -277,7 +276,7 @@ class Connection:
         self._close_batch()
         if stream is None or stream.writing():
             return
-        if not self._protocol.owed and deadlines.clock() - self._rested_at > LONG_REST:
+        if not self._protocol.owed and deadlines.clock() - self.rested_at > LONG_REST:
             stream.read_segment()
         while outbox.unsent and not self.closed:
             pieces, size, taken, withdrawn = outbox.take(self._protocol.owed)
@@ -368,7 +367,7 @@ class Connection:
         Whoever calls this has the deadlines settle.
         """
         self._protocol.tidy()
-        self._rested_at = deadlines.clock()
+        self.rested_at = deadlines.clock()
         if self.late:
             if not self.idle:
                 return

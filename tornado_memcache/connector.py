@@ -43,6 +43,17 @@ class Transport(NamedTuple):
     credentials: Credentials | None = None
 
 
+def numeric_addresses(server: Server) -> list[tuple[int, Any]] | None:
+    """Returns the addresses of a server that is given by number, None for a name."""
+    try:
+        numeric = socket.getaddrinfo(
+            server.host, server.port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST
+        )
+    except (OSError, UnicodeError):
+        return None
+    return [(family, address) for family, _, _, _, address in numeric]
+
+
 def _cause(error: BaseException) -> OSError:
     """Returns why an opening failed, whatever a resolver or a socket has raised."""
     return error if isinstance(error, OSError) else OSError(str(error) or type(error).__name__)
@@ -113,14 +124,11 @@ class Connector:
         if server.path is not None:
             self._found([(socket.AF_UNIX, server.path)])
             return
-        try:
-            numeric = socket.getaddrinfo(
-                server.host, server.port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST
-            )
-        except (OSError, UnicodeError):
+        numeric = numeric_addresses(server)
+        if numeric is None:
             self._begin_look_up()
         else:
-            self._found([(family, address) for family, _, _, _, address in numeric])
+            self._found(numeric)
 
     def _begin_look_up(self) -> None:
         try:

@@ -8,20 +8,21 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import MemcacheError
-from .protocol import Slot, as_outcome, fail
+from .protocol import as_outcome, fail
 
 
 class Part:
     """What waits on one slot of a `Fanout`."""
 
-    __slots__ = ("_done", "_fanout", "_ended", "server", "slot")
+    __slots__ = ("_done", "_fanout", "_ended", "server", "work")
 
     def __init__(self, fanout: "Fanout", server: str, ended: Callable[[Any, bool], None]) -> None:
         self._fanout = fanout
         self._ended = ended
         self._done = False
         self.server = server
-        self.slot: Slot | None = None
+        #: The slot, or another call, that it waits on.
+        self.work: Any = None
 
     @property
     def whole(self) -> Any:
@@ -45,7 +46,7 @@ class Part:
         try:
             self._ended(result, True)
         except Exception as error:
-            unread = as_outcome(error, self.slot.asked() if self.slot is not None else "")
+            unread = as_outcome(error, self.work.asked() if self.work is not None else "")
             self._fanout.note(self.server, unread)
         self._fanout.part_ended(unread, reached=True)
 
@@ -107,11 +108,11 @@ class Fanout:
     def expire_waiter(self, waiter: Any) -> None:
         """The caller's own deadline has come: the missing parts time out."""
         for part in [part for part in self._parts if not part.done()]:
-            if part.slot is not None and not part.done():
-                part.slot.expire_waiter(part)
+            if part.work is not None and not part.done():
+                part.work.expire_waiter(part)
 
     def waiter_left(self, waiter: Any) -> None:
         """The caller was cancelled: nobody waits for the parts."""
         for part in self._parts:
-            if part.slot is not None:
-                part.slot.waiter_left(part)
+            if part.work is not None:
+                part.work.waiter_left(part)

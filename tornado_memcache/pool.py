@@ -6,13 +6,14 @@ connection does the I/O.
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from contextvars import Context
 
 from tornado.ioloop import IOLoop
 
 from . import deadlines
 from .address import Server
-from .choice import bound_to, choose, probe_has_left, tally, usable, was_made
+from .choice import bound_to, choose, probe_has_left, takes_calls, tally, usable, was_made
 from .connection import Connection
 from .connector import Transport
 from .deadlines import Deadlines
@@ -68,13 +69,19 @@ class Pool:
         self._connections: list[Connection] = []
         self._line = Line()
         self._grow_at = 0.0
-        self._serving = self._looking = False
-        self._retired = self._asleep = False
+        self._serving = self._looking = self._retired = self._asleep = False
         #: True while fewer than ``min_connections`` are open: looked at with each reply.
         self._cold = False
         #: The one that is being opened for nobody: that it fails decides nothing.
         self._warming: Connection | None = None
         self._deaths_flushed = 0
+        #: Is told when a connection has opened.
+        self.on_opened: Callable[[], None] | None = None
+
+    @property
+    def connections(self) -> Sequence[Connection]:
+        """All connections, those that are being opened included."""
+        return self._connections
 
     # -- taking calls
 
@@ -113,7 +120,8 @@ class Pool:
             if connection is not None:
                 connection.send(slot)
             else:
-                self._wait(slot)
+                self._queue(slot)  # (for a connection, under its own deadline)
+                self._grow()
             self.reconsider()
 
     def _refuse(self, slot: Slot, error: MemcacheError) -> None:
@@ -141,11 +149,6 @@ class Pool:
             for connection in bound:
                 connection.confirm()
         return choose(self._connections, bound, self._line, slot, self._may_grow())
-
-    def _wait(self, slot: Slot) -> None:
-        """Puts ``slot`` in line; what it waits for is a connection, under its own deadline."""
-        self._queue(slot)
-        self._grow()
 
     def _queue(self, slot: Slot, *, front: bool = False) -> None:
         slot.place = self
@@ -181,7 +184,7 @@ class Pool:
         if self.closed or len(self._connections) >= self._settings.max_connections:
             return False
         # The pause after a refusal is for a server that has others of ours to live with.
-        good = any(one.open and not one.late for one in self._connections)
+        good = any(takes_calls(one) for one in self._connections)
         return not good or deadlines.clock() >= self._grow_at
 
     def _grow(self) -> None:
@@ -209,10 +212,7 @@ class Pool:
     def has_idle_enough(self, connection: Connection) -> bool:
         """True if so many others are idle that ``connection`` need not be kept."""
         most = self._settings.max_idle
-        if most is None or self._line:
-            return False
-        idle = sum(one.open and one.idle for one in self._connections)
-        return idle > most
+        return most is not None and not self._line and tally(self._connections)["idle"] > most
 
     def opened(self, connection: Connection) -> None:
         self._warming = None
@@ -223,6 +223,8 @@ class Pool:
         if connection.retiring:
             connection.retire()  # (if the line has nothing for it)
         self.warm_up()
+        if self.on_opened is not None:
+            self.on_opened()
 
     def _flush(self, connection: Connection) -> None:
         """Flushes a server that was dead: it may hold what is older than others stored since."""
@@ -368,7 +370,7 @@ class Pool:
     def _connect_failed(self, error: MemcacheError, begun: float) -> None:
         """A connection was not made, or was closed before it had said anything."""
         now = deadlines.clock()
-        if any(one.open and not one.late for one in self._connections):
+        if any(takes_calls(one) for one in self._connections):
             # The server is there and takes no more: live with what there is.
             self._grow_at = now + FIRST_PAUSE
             return
@@ -416,10 +418,7 @@ class Pool:
             self._nobody_waits()
 
     def phase_of(self, slot: Slot) -> str:
-        for connection in self._connections:
-            if connection.connecting:
-                return connection.phase
-        return "waiting"
+        return next((one.phase for one in self._connections if one.connecting), "waiting")
 
     def failure_of(self, slot: Slot) -> Timeout:
         return Timeout("timed out", server=self.name, phase=self.phase_of(slot), asked=slot.asked())
@@ -460,7 +459,7 @@ class Pool:
         if self._retired:
             self._retired = False
             for connection in self._connections:
-                connection.retiring = False
+                connection.retiring = connection.leaving
 
     def abandon(self) -> int:
         """Lets go of everything of a closed loop; returns how many calls still waited there."""

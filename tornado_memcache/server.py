@@ -200,10 +200,14 @@ class StoreHandler:
     """Answers requests out of a `.Store`: a handler for a `FrontDoor`.
 
     ``facts`` gives what ``stats`` tells of the server beside its items.
+    ``cluster`` is what ``config get cluster`` answers: a version and the
+    nodes, each ``"host|ip|port"``. Without it that is no command, as with
+    a memcached that no cloud manages.
     """
 
     def __init__(self, store: Store, facts: Callable[[], dict[str, object]] = dict) -> None:
         self.store = store
+        self.cluster: tuple[int, Sequence[str]] | None = None
         self._facts = facts
         self._verbs: dict[bytes, Callable[[Request], Reply]] = {
             b"get": self._get,
@@ -224,6 +228,7 @@ class StoreHandler:
             b"version": lambda request: Reply(b"VERSION", text=VERSION),
             b"verbosity": lambda request: Reply(b"OK"),
             b"stats": self._stats,
+            b"config": self._config,
         }
 
     def __call__(self, request: Request) -> Reply:
@@ -278,6 +283,12 @@ class StoreHandler:
     def _flush_all(self, request: Request) -> Reply:
         self.store.flush_all(request.exptime)
         return Reply(b"OK")
+
+    def _config(self, request: Request) -> Reply:
+        if self.cluster is None or request.argument != b"get cluster":
+            return Reply(b"ERROR")
+        version, nodes = self.cluster
+        return Reply(b"CONFIG", text=f"{version}\n{' '.join(nodes)}\n".encode())
 
     def _stats(self, request: Request) -> Reply:
         store = self.store
@@ -338,6 +349,10 @@ class EmbeddedServer:
     ``max_item_size`` and ``max_items`` are those of `.Store`,
     ``max_clients`` is that of `FrontDoor`.
 
+    ``cluster``, None or ``(version, ["host|ip|port", ...])``, may be set at
+    any time: what ``config get cluster`` answers, as the configuration
+    endpoint of a managed cluster does.
+
     A server that is stopped and started again keeps its port and its items
     (``store.flush_all()`` drops them). Binding raises `OSError` where the
     address is not to be had.
@@ -370,6 +385,15 @@ class EmbeddedServer:
     def __repr__(self) -> str:
         state = f"{self.address} {self._door.connected} clients" if self._door else "stopped"
         return f"<{type(self).__name__} {state}>"
+
+    @property
+    def cluster(self) -> tuple[int, Sequence[str]] | None:
+        """The version and the nodes that a configuration endpoint tells, None for none."""
+        return self._handler.cluster
+
+    @cluster.setter
+    def cluster(self, cluster: tuple[int, Sequence[str]] | None) -> None:
+        self._handler.cluster = cluster
 
     @property
     def address(self) -> str:

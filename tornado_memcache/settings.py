@@ -30,6 +30,8 @@ class Settings(NamedTuple):
     max_idle: int | None = None
     on_dead: str = "fail"
     gutter_exptime: int | None = None
+    idle_timeout: float | None = None
+    resolve_interval: float | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
@@ -52,6 +54,7 @@ class Settings(NamedTuple):
             check_integer("gutter_exptime", self.gutter_exptime, 1, LONGEST_LENGTH)
             if self.on_dead != "gutter":
                 raise InvalidRequest('gutter_exptime is given without on_dead="gutter"')
+        idle, resolve = self.idle_timeout, self.resolve_interval
         return self._replace(
             connect_timeout=check_seconds("connect_timeout", self.connect_timeout),
             request_timeout=check_seconds("request_timeout", self.request_timeout),
@@ -61,4 +64,8 @@ class Settings(NamedTuple):
                 "silences_until_dead", self.silences_until_dead, 1, 1 << 31
             ),
             max_value_size=check_integer("max_value_size", self.max_value_size, 1, 1 << 30),
+            idle_timeout=None if idle is None else check_seconds("idle_timeout", idle),
+            resolve_interval=(
+                None if resolve is None else check_seconds("resolve_interval", resolve)
+            ),
         )

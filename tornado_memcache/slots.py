@@ -36,11 +36,13 @@ from .text import (
     MAX_STATS,
     MAX_STATS_BYTES,
     VERBS,
+    config_length,
     encode_request,
     error_of,
     headers,
     line_of,
     read_number,
+    read_seconds,
     told_of,
 )
 
@@ -87,7 +89,7 @@ def refusal(slot: Slot, line: bytes) -> ReplyError:
 class TextSlot(Slot):
     """A slot of the text dialect whose reply is one line, or lines up to ``END``."""
 
-    __slots__ = ("_bytes", "_lines", "_stats", "verb")
+    __slots__ = ("_block", "_bytes", "_lines", "_stats", "verb")
 
     def __init__(
         self,
@@ -100,6 +102,7 @@ class TextSlot(Slot):
         self.verb = VERBS[request.verb]
         self._lines = self._bytes = 0
         self._stats: dict[str, str] | None = None
+        self._block: bytes | None = None
 
     @property
     def writes(self) -> bool:  # type: ignore[override]
@@ -113,7 +116,7 @@ class TextSlot(Slot):
         return encode_request(self.request)
 
     def begun(self) -> bool:
-        return bool(self._stats)
+        return bool(self._stats) or self._block is not None
 
     def read(self, data: bytes, position: int, protocol: OwedReplies) -> int:
         end = protocol.find_line(data, position)
@@ -128,9 +131,25 @@ class TextSlot(Slot):
             self.reply = Reply(b"VERSION", text=line[8:])
         elif self.verb.shape == "stats" and self._read_stat(line):
             pass
+        elif self.verb.shape == "time" and line.startswith(b"HD t"):
+            self.reply = Reply(b"HD", number=read_seconds(line[4:]))
+        elif self._block is not None and line == b"END":
+            self.reply = Reply(b"CONFIG", text=self._block)
+        elif self._block is None and self.verb.shape == "config" and line.startswith(b"CONFIG "):
+            return self._read_config(data, position, end)
         else:
             self.reply = self._error(line, protocol)
         return end + 2
+
+    def _read_config(self, data: bytes, position: int, end: int) -> int:
+        # CONFIG <name> <flags> <bytes>\r\n<data block>\r\nEND\r\n
+        stop = end + 2 + config_length(data[position:end])
+        if stop + 2 > len(data):
+            return position
+        if data[stop : stop + 2] != b"\r\n":
+            raise ProtocolError(f"{self.asked()}: a data block does not end with CRLF")
+        self._block = data[end + 2 : stop]
+        return stop + 2
 
     def _read_stat(self, line: bytes) -> bool:
         # STAT <name> <value>\r\n   ...   END\r\n
@@ -166,7 +185,7 @@ class TextSlot(Slot):
             protocol.failure = ProtocolError(
                 f"{self.asked()}: the connection is out of step after an error"
             )
-        elif self._stats:
+        elif self.begun():
             protocol.failure = ProtocolError(f"{self.asked()}: an error in the middle of its lines")
         return error
 

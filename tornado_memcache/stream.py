@@ -25,6 +25,14 @@ MOST_SEGMENTS = 16
 MOST_PIECES = 1024
 
 
+def peer_of(stream: IOStream) -> Any:
+    """Returns the address at the other end, None if it is not connected any more."""
+    try:
+        return stream.socket.getpeername()
+    except OSError:
+        return None
+
+
 class Receiver(Protocol):
     """What a stream hands its bytes and its end to."""
 

@@ -36,6 +36,8 @@ GAT_LINE_BYTES = 1900
 #: refused. memcached ends a ``stats cachedump`` at 2 MB: 87 000 lines were seen.
 MAX_STATS = 120_000
 MAX_STATS_BYTES = 4 * 1024 * 1024
+#: A cluster's configuration has about 100 bytes for each server.
+MAX_CONFIG = 16 * 1024
 #: How much of a server's own words a message shows.
 WORDS_SHOWN = 200
 
@@ -71,6 +73,10 @@ VERBS: dict[bytes, Verb] = {
     b"version": Verb("version", idempotent=True),
     b"verbosity": Verb("line", frozenset({b"OK"})),
     b"stats": Verb("stats", idempotent=True),
+    # What ElastiCache and Memorystore add: the servers of a cluster.
+    b"config": Verb("config", idempotent=True),
+    # The one meta command that is asked here: how long an item is still kept.
+    b"mg": Verb("time", frozenset({b"EN"}), idempotent=True),
 }
 
 
@@ -80,7 +86,7 @@ def is_retrieval(request: Request) -> bool:
 
 
 #: Verbs that take no key and are asked of every server.
-KEYLESS = frozenset({b"flush_all", b"version", b"verbosity", b"stats"})
+KEYLESS = frozenset({b"flush_all", b"version", b"verbosity", b"stats", b"config"})
 
 
 def check_request(request: Request) -> None:
@@ -111,7 +117,7 @@ def check_request(request: Request) -> None:
             raise InvalidRequest(f"{request.asked()}: {told}")
     if type(request.noreply) is not bool:
         raise TypeError(f"noreply must be a bool, not {type(request.noreply).__name__}")
-    if request.noreply and verb.shape == "retrieval":
+    if request.noreply and verb.shape in ("retrieval", "time"):
         raise InvalidRequest(f"{request.asked()}: noreply is for what stores or deletes")
     check_integer("flags", request.flags, 0, (1 << 32) - 1)
     check_integer("exptime", request.exptime, -(1 << 31), (1 << 31) - 1)
@@ -157,7 +163,9 @@ def _encode_line(request: Request) -> list[bytes]:
         tokens.append(b"%d" % request.exptime)
     elif request.verb == b"flush_all" and request.exptime:
         tokens.append(b"%d" % request.exptime)
-    if request.argument:  # stats <args>\r\n
+    elif request.verb == b"mg":  # mg <key> t\r\n
+        tokens.append(b"t")
+    if request.argument:  # stats <args>\r\n   config get <name>\r\n
         tokens.append(request.argument)
     if request.noreply:
         tokens.append(b"noreply")
@@ -222,6 +230,21 @@ def read_number(digits: bytes, bits: int, what: str) -> int:
             f"the server sent {len(digits)} bytes as {what} that are no number of {bits} bits"
         )
     return number
+
+
+def read_seconds(text: bytes) -> int:
+    """Returns how long an item is still kept, -1 for ever (``HD t<seconds>``)."""
+    return -1 if text == b"-1" else read_number(text, 32, "seconds")
+
+
+def config_length(line: bytes) -> int:
+    """Returns the length of the block behind ``CONFIG <name> <flags> <bytes>``."""
+    fields = line.split(b" ")
+    length = read_number(fields[-1], 63, "a length")
+    if len(fields) != 4 or length > MAX_CONFIG:
+        told = f"{len(fields)} fields, {length} bytes"
+        raise ProtocolError(f"the server sent a CONFIG line with {told}")
+    return length
 
 
 class _Headers(dict[bytes, tuple[int, int, int | None]]):

@@ -114,7 +114,7 @@ def _read_verbosity(words: list[bytes], noreply: bool) -> Request:
 
 
 def _read_plain(words: list[bytes], noreply: bool) -> Request:
-    # version\r\n   stats [<args>]\r\n
+    # version\r\n   stats [<args>]\r\n   config get <name>\r\n
     return Request(words[0], argument=b" ".join(words[1:]))
 
 
@@ -175,6 +175,7 @@ _LINES: dict[bytes, _Line] = {
     b"verbosity": _Line(_read_verbosity, 2, 3, 2),
     b"version": _PLAIN,
     b"stats": _PLAIN,
+    b"config": _PLAIN,
 }
 
 
@@ -359,6 +360,9 @@ def encode_reply(request: Request, reply: Reply) -> Iterable[bytes]:
     if reply.stats:  # STAT <name> <value>\r\n ... END\r\n
         lines = [f"STAT {name} {value}\r\n" for name, value in reply.stats.items()]
         return ("".join(lines).encode(), status + b"\r\n")
+    if status == b"CONFIG":  # CONFIG <name> <flags> <bytes>\r\n<data block>\r\nEND\r\n
+        name = request.argument.rpartition(b" ")[2]
+        return (b"CONFIG %b 0 %d\r\n%b\r\nEND\r\n" % (name, len(reply.text), reply.text),)
     if status == b"END" and request.keys:
         return _encode_items(request, reply)
     if reply.text:

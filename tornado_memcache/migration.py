@@ -1,0 +1,329 @@
+"""An old cluster whose items come over to a new one as they are asked for.
+
+Knows what of each command goes to which of the two, in which order, and that
+the old one may fail without anybody's notice. It must not know who waits for
+an outcome, nor how a value is read.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, TypeAlias
+
+from .arguments import MAX_KEY_LENGTH, wire_exptime
+from .chain import Ask, Chain, Outcome, Steps
+from .cluster import Cluster
+from .commands import chunks
+from .errors import ClientClosed, ClientError, MemcacheError
+from .pool import Pool
+from .protocol import Item, Reply, Request
+from .text import VERBS
+
+_Part: TypeAlias = Generator[Sequence[Ask], Sequence[Outcome], Any]
+
+
+class Side:
+    """One of the two clusters: its keys have ``prefix``, its servers ``length`` seconds."""
+
+    def __init__(self, cluster: Cluster, prefix: bytes, length: float) -> None:
+        self.cluster = cluster
+        self.prefix = prefix
+        self.length = length
+
+
+class Migration:
+    """The way of a client's commands while its items are still with an old cluster.
+
+    ``found`` items were missing on the new cluster and there on the old
+    one, ``copied`` of them are on the new one now, and ``failed``
+    requests to the old one failed, which was a miss each.
+
+    A write of a key has the old item deleted before the new one is
+    written, so that it never comes back; later calls for the key wait for
+    it. What only reads leaves the old item where it is, for others.
+    """
+
+    def __init__(self, new: Side, old: Side, exptime: Any) -> None:
+        self.found = self.copied = self.failed = 0
+        self._new = new
+        self._old = old
+        wire_exptime(exptime, time.time, "migrate_exptime")
+        self._exptime = exptime
+        self._loop: object = None
+        self._chains: set[Chain] = set()
+        #: The last chain that writes a key.
+        self._writers: dict[bytes, Chain] = {}
+        #: Keys on their way to the new cluster because they were read. A write ends that.
+        self._copies: dict[bytes, object] = {}
+        #: False once a server of the old cluster did not know how to tell an item's exptime.
+        self._tells = True
+
+    def ready(self) -> "Migration | None":
+        """Has both clusters on the running loop, and returns itself.
+
+        None if the new one is closed: then nothing is asked of the old one either.
+        """
+        self._old.cluster.ready()
+        loop = self._new.cluster.ready()
+        if loop is not self._loop:  # (what a closed loop had under way went with it)
+            self._loop = loop
+            for kept in (self._chains, self._writers, self._copies):
+                kept.clear()
+        return None if self._new.cluster.closed else self
+
+    def chain(
+        self, pool: Pool, request: Request, waiter: Any, outcome: Callable[[Reply], Any]
+    ) -> Chain:
+        """Returns the call of ``request``, to be begun; ``pool`` is its pool on the new side."""
+        steps, writes = self._steps(pool, request)
+        return self._enter(waiter, steps, outcome, request, writes)
+
+    def _enter(
+        self, waiter: Any, steps: Steps, outcome: Any, request: Request, writes: bool
+    ) -> Chain:
+        loop, register = self._new.cluster.loop, self._new.cluster.deadlines
+        assert loop is not None and register is not None
+        told, keys = request.asked(), request.keys
+        chain = Chain(waiter, steps, outcome, told, loop, register, self._new.length, self._left)
+        self._chains.add(chain)
+        ahead = {self._writers[key] for key in keys if key in self._writers}
+        chain.ahead = len(ahead)
+        for one in ahead:
+            one.followers.append(chain)
+        if writes:
+            chain.keys = keys
+            for key in keys:
+                self._writers[key] = chain
+                self._copies.pop(key, None)
+        return chain
+
+    def _left(self, chain: Chain) -> None:
+        """A chain has ended: those behind it go on, once nothing is ahead of it either."""
+        self._chains.discard(chain)
+        if chain.ahead:
+            return
+        for key in chain.keys:
+            if self._writers.get(key) is chain:
+                del self._writers[key]
+        followers, chain.followers = chain.followers, []
+        for one in followers:
+            one.ahead -= 1
+            if one.over:
+                self._left(one)
+            else:
+                one.start()
+
+    def close(self) -> None:
+        """Ends what is under way with `.ClientClosed`."""
+        for chain in list(self._chains):
+            chain.fail(ClientClosed(f"{chain.asked}: the client was closed"))
+
+    # -- what is asked, command by command
+
+    def _steps(self, pool: Pool, request: Request) -> tuple[Steps, bool]:
+        verb = request.verb
+        if verb == b"get":
+            return self._get(pool, request), False
+        special = {
+            b"set": self._set,
+            b"delete": self._delete,
+            b"flush_all": self._flush_all,
+            b"gets": self._gets,
+        }
+        if verb in special:
+            return special[verb](pool, request), True
+        if VERBS[verb].writes:
+            return self._change(pool, request), True
+        return self._plain(pool, request), False
+
+    def _plain(self, pool: Pool, request: Request) -> Steps:
+        """Asks the new cluster alone."""
+        (reply,) = yield [Ask(pool, request, self._new.length)]
+        if isinstance(reply, MemcacheError):
+            raise reply
+        return reply
+
+    def _get(self, pool: Pool, request: Request) -> Steps:
+        reply = yield from self._plain(pool, request)
+        missed = [key for key in request.keys if key not in reply.items]
+        mine = {key: object() for key in missed if key not in self._copies}
+        self._copies.update(mine)
+        found: dict[bytes, Item] = {}
+        try:
+            found = yield from self._fetch(missed)
+        finally:
+            for key, token in mine.items():
+                if key not in found and self._copies.get(key) is token:
+                    del self._copies[key]
+        copied = {key: item for key, item in found.items() if key in mine}
+        if copied:
+            self._begin_copy(pool, copied, mine)
+        return reply._replace(items={**reply.items, **found})
+
+    def _gets(self, pool: Pool, request: Request) -> Steps:
+        """Only the new cluster can give a cas unique for the new cluster."""
+        reply = yield from self._plain(pool, request)
+        missed = tuple(key for key in request.keys if key not in reply.items)
+        if missed and (yield from self._move(pool, missed)):
+            more = yield from self._plain(pool, request._replace(keys=missed))
+            return reply._replace(items={**reply.items, **more.items})
+        return reply
+
+    def _set(self, pool: Pool, request: Request) -> Steps:
+        yield from self._ask_old(Request(b"delete", (key,)) for key in request.keys)
+        return (yield from self._plain(pool, request))
+
+    def _delete(self, pool: Pool, request: Request) -> Steps:
+        was_there = yield from self._ask_old(Request(b"delete", (key,)) for key in request.keys)
+        reply = yield from self._plain(pool, request)
+        deleted = Reply(b"DELETED")
+        return deleted if was_there == [deleted] and reply.status == b"NOT_FOUND" else reply
+
+    def _change(self, pool: Pool, request: Request) -> Steps:
+        """What changes an item, or depends on it, has it brought over before."""
+        yield from self._move(pool, request.keys)
+        return (yield from self._plain(pool, request))
+
+    def _flush_all(self, pool: Pool, request: Request) -> Steps:
+        self._copies.clear()
+        asks = [Ask(one, request, self._old.length, True) for one in self._old.cluster.pools]
+        self._count_failures((yield asks))
+        return (yield from self._plain(pool, request))
+
+    # -- the old cluster, whose failures are misses
+
+    def _old_key(self, key: bytes) -> bytes | None:
+        if self._new.prefix != self._old.prefix:
+            key = self._old.prefix + key.removeprefix(self._new.prefix)
+        return key if len(key) <= MAX_KEY_LENGTH else None
+
+    def _ask_old(self, requests: Iterable[Request]) -> _Part:
+        """Asks for one key each, by the keys of the new side; returns what they came to."""
+        asks: list[Ask] = []
+        for request in requests:
+            key = self._old_key(request.keys[0])
+            if key is not None:
+                pool = self._old.cluster.pool_for(key)
+                asks.append(Ask(pool, request._replace(keys=(key,)), self._old.length, True))
+        replies = (yield asks) if asks else []
+        self._count_failures(replies)
+        return list(replies)
+
+    def _count_failures(self, replies: Iterable[Outcome]) -> None:
+        self.failed += sum(isinstance(reply, MemcacheError) for reply in replies)
+
+    def _fetch(self, keys: Iterable[bytes]) -> Generator[Any, Any, dict[bytes, Item]]:
+        """Returns the items of the old cluster, under their keys on the new side."""
+        asked: dict[Pool, dict[bytes, bytes]] = {}
+        for key in keys:
+            old_key = self._old_key(key)
+            if old_key is not None:
+                asked.setdefault(self._old.cluster.pool_for(old_key), {})[old_key] = key
+        parts = [(pool, wires, some) for pool, wires in asked.items() for some in chunks(wires)]
+        if not parts:
+            return {}
+        replies = yield [
+            Ask(pool, Request(b"get", some), self._old.length, True) for pool, _, some in parts
+        ]
+        self._count_failures(replies)
+        found = {
+            wires[old_key]: item
+            for (_, wires, _), reply in zip(parts, replies)
+            if isinstance(reply, Reply)
+            for old_key, item in reply.items.items()
+        }
+        self.found += len(found)
+        return found
+
+    def _times(self, keys: Iterable[bytes]) -> Generator[Any, Any, dict[bytes, int]]:
+        """Returns the exptime of each item that is still on the old cluster, as it is sent."""
+        keys = [key for key in keys if self._old_key(key) is not None]
+        if not self._tells:
+            return dict.fromkeys(keys, self._default())
+        replies = yield from self._ask_old(Request(b"mg", (key,)) for key in keys)
+        times = {}
+        for key, reply in zip(keys, replies):
+            if isinstance(reply, ClientError):
+                self._tells = False
+                times[key] = self._default()
+            elif isinstance(reply, Reply) and reply.status == b"HD" and reply.number:
+                forever = reply.number < 0
+                times[key] = 0 if forever else wire_exptime(reply.number, time.time)
+        return times
+
+    def _default(self) -> int:
+        return wire_exptime(self._exptime, time.time)
+
+    # -- bringing items over
+
+    def _add(
+        self, pool: Pool, items: dict[bytes, Item], times: dict[bytes, int]
+    ) -> Generator[Any, Any, list[bytes]]:
+        """Adds what has an exptime: what was written meanwhile stays. Returns the keys stored."""
+        keys = [key for key in items if key in times]
+        replies = yield [
+            Ask(
+                pool,
+                Request(b"add", (key,), items[key].value, items[key].flags, times[key]),
+                self._new.length,
+            )
+            for key in keys
+        ]
+        stored = [key for key, reply in zip(keys, replies) if reply == Reply(b"STORED")]
+        self.copied += len(stored)
+        return stored
+
+    def _move(self, pool: Pool, keys: Iterable[bytes]) -> Generator[Any, Any, bool]:
+        """Moves items to the new cluster; returns True if any was there to be moved."""
+        found = yield from self._fetch(keys)
+        if not found:
+            return False
+        times = yield from self._times(found)
+        stored = yield from self._add(pool, found, times)
+        left = yield from self._ask_old(Request(b"delete", (key,)) for key in stored)
+        gone = [key for key, reply in zip(stored, left) if reply == Reply(b"NOT_FOUND")]
+        yield from self._take_back(pool, {key: found[key] for key in gone})
+        return True
+
+    def _begin_copy(self, pool: Pool, items: dict[bytes, Item], mine: dict[bytes, object]) -> None:
+        loop = self._new.cluster.loop
+        assert loop is not None
+        steps = self._copy(pool, items, {key: mine[key] for key in items})
+        self._enter(loop.create_future(), steps, bool, Request(b"add"), False).start()
+
+    def _copy(self, pool: Pool, items: dict[bytes, Item], mine: dict[bytes, object]) -> Steps:
+        def current(keys: Iterable[bytes]) -> dict[bytes, Item]:
+            return {key: items[key] for key in keys if self._copies.get(key) is mine[key]}
+
+        try:
+            times = yield from self._times(items)
+            stored = yield from self._add(pool, current(items), times)
+            gone = yield from self._gone(stored)
+            yield from self._take_back(pool, current(gone))
+        finally:
+            for key in current(items):
+                del self._copies[key]
+        return Reply(b"")
+
+    def _gone(self, keys: Sequence[bytes]) -> Generator[Any, Any, list[bytes]]:
+        """Returns the keys that are not on the old cluster any more, as far as it tells."""
+        verb = b"mg" if self._tells else b"get"
+        replies = yield from self._ask_old(Request(verb, (key,)) for key in keys)
+        misses = (Reply(b"EN"), Reply(b"END"))
+        return [key for key, reply in zip(keys, replies) if reply in misses]
+
+    def _take_back(self, pool: Pool, items: dict[bytes, Item]) -> _Part:
+        """Expires copies of items that somebody deleted on the old cluster meanwhile.
+
+        He may have deleted on the new one before the copy came. What is
+        another item by now stays.
+        """
+        for key, item in items.items():
+            (reply,) = yield [Ask(pool, Request(b"gets", (key,)), self._new.length)]
+            now = reply.items.get(key) if isinstance(reply, Reply) else None
+            if now is not None and now[:2] == item[:2]:
+                unique = now.cas_unique or 0
+                expired = Request(b"cas", (key,), item.value, item.flags, -1, unique)
+                yield [Ask(pool, expired, self._new.length)]
+
+    def __repr__(self) -> str:
+        return f"<Migration found={self.found} copied={self.copied} failed={self.failed}>"
