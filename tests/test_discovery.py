@@ -334,8 +334,9 @@ async def test_it_may_be_closed_while_it_asks(memcached):
         assert client.discovery._asking is None and not client.discovery.timer.armed
 
 
+@pytest.mark.parametrize("good", [True, False])
 @pytest.mark.gen_test
-async def test_it_does_not_keep_its_client_alive_and_ends_with_it(memcached, ledger):
+async def test_it_does_not_keep_its_client_alive_and_ends_with_it(memcached, ledger, good):
     ledger.excuse("client")
     async with EmbeddedServer() as endpoint:
         endpoint.cluster = (1, [node(memcached)])
@@ -344,6 +345,8 @@ async def test_it_does_not_keep_its_client_alive_and_ends_with_it(memcached, led
         del client
         gc.collect()
         assert gone() is None
+        if not good:
+            endpoint.cluster = None
         discovery.timer.stop()
         discovery._begin()
         until = time.monotonic() + 5

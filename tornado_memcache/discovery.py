@@ -149,11 +149,14 @@ class Discovery:
     def _asked(self, asking: "asyncio.Future[Configuration]") -> None:
         self._asking = None
         client = self._client() if self._client is not None else None
+        failure = None if asking.cancelled() else asking.exception()
         if asking.cancelled() or client is None:
             self.close()  # (whoever had the client has let go of it)
             return
         self.timer.start(self.interval, jitter=JITTER)
         try:
+            if failure is not None:
+                raise failure
             self._take(asking.result(), client)
         except MemcacheError as error:
             self._fails(error)
