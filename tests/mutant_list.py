@@ -91,7 +91,7 @@ MUTANTS = [
         "large-block-end-not-checked",
         "the CRLF behind a large data block is taken for granted",
         "protocol",
-        '            if bytes(block[-2:]) == b"\\r\\n":\n',
+        '            if bytes(block[size - 2 : size]) == b"\\r\\n":\n',
         "            if True:\n",
         "test_faults_malformed test_protocol",
     ),
