@@ -49,7 +49,8 @@ class Memcached:
     ``unix=True`` it listens on a unix socket in a directory of its own. A
     ``port`` is asked for only when a test needs that very one. With an
     ``ssl_context`` it is spoken to over TLS (``arguments`` make it listen
-    so). ``address`` is the server as the client takes it; ``host``,
+    so); with a ``login``, as ``b"username password"``, each connection says
+    it first (``-Y`` makes it ask). ``address`` is the server as the client takes it; ``host``,
     ``port`` and ``path`` are its parts.
     """
 
@@ -62,6 +63,7 @@ class Memcached:
         host: str = "127.0.0.1",
         binary: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        login: bytes | None = None,
     ) -> None:
         found = binary or find_binary()
         if found is None:
@@ -72,6 +74,7 @@ class Memcached:
         self.port: int | None = port
         self.path: str | None = None
         self._ssl_context = ssl_context
+        self._login = login
         self._directory: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         if unix:
@@ -146,7 +149,11 @@ class Memcached:
         try:
             peer.connect(self.path or (self.host, self.port))
             if self._ssl_context is not None:
-                return self._ssl_context.wrap_socket(peer, server_hostname=self.host)
+                peer = self._ssl_context.wrap_socket(peer, server_hostname=self.host)
+            if self._login is not None:
+                peer.sendall(b"set login 0 0 %d\r\n%b\r\n" % (len(self._login), self._login))
+                if (answer := peer.recv(100)) != b"STORED\r\n":
+                    raise OSError(f"{self!r} refuses the login: {answer!r}")
         except BaseException:
             peer.close()
             raise

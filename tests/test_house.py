@@ -40,6 +40,7 @@ PACKAGE = ROOT / NAME
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("arguments", "protocol"),
+    ("credentials",),
     ("address", "settings", "serializer", "text", "outcomes", "store"),
     ("ring", "slots", "text_server", "compression", "pickles", "memcache_arguments"),
     ("values", "memcache_values", "tornadoasyncmemcache_values"),
@@ -47,7 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # -- no pure floors from here on
     ("health", "deadlines"),
     ("lanes", "boundaries", "stream", "memcache_cas"),
-    ("call", "tls", "fanout"),
+    ("call", "tls", "fanout", "authentication"),
     ("connector",),
     ("connection", "server", "memcache_outcomes"),
     ("choice",),
@@ -59,7 +60,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
 )
 #: The floors of the pure modules, and what these must not import.
-PURE_FLOORS = 6
+PURE_FLOORS = 7
 IMPURE = {"tornado", "asyncio", "socket", "ssl", "time", "select", "selectors", "threading"}
 #: An asyncio.TimeoutError is no Timeout's base without it.
 PURE_EXCEPTIONS = {("errors", "asyncio")}
@@ -69,6 +70,7 @@ FUNCTION_LINES = 40
 
 #: What ``from tornado_memcache import *`` gives.
 PUBLIC = [
+    "AuthenticationError",
     "CasUnique",
     "Client",
     "ClientClosed",

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tornado_memcache.errors import ClientClosed, ConnectionFailed, ProtocolError
+from tornado_memcache.errors import (
+    AuthenticationError,
+    ClientClosed,
+    ConnectionFailed,
+    ProtocolError,
+)
 from tornado_memcache.protocol import Request
 from tornado_memcache.retry import failure_for, sort_out
 from tornado_memcache.slots import slot_for
@@ -26,6 +31,7 @@ def slot(verb, *, sent=True, retried=False, ended=False):
 
 LOST = ConnectionFailed("lost")
 REFUSED = ConnectionFailed("refused", phase="connecting")
+UNKNOWN = AuthenticationError("who?", phase="authenticating")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +44,7 @@ REFUSED = ConnectionFailed("refused", phase="connecting")
         (LOST, slot(b"set", sent=False), True),
         (LOST, slot(b"get", retried=True), False),
         (LOST, slot(b"set", sent=False, retried=True), False),
+        (UNKNOWN, slot(b"set", retried=True), True),
         (LOST, slot(b"get", ended=True), False),
         (REFUSED, slot(b"set"), True),
         (REFUSED, slot(b"set", retried=True), True),

@@ -423,8 +423,10 @@ def test_the_repr_of_what_holds_a_value_shows_its_size():
 
 #: The settings of a client that hold a secret: how each is given one. A setting
 #: whose name says that it is one has to be here.
-SECRETS: dict[str, Callable[[bytes], Any]] = {
-    "serializer": lambda secret: SignedPickle([secret, secret + b"-old"]),
+SECRETS: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    "serializer": lambda secret: {"serializer": SignedPickle([secret, secret + b"-old"])},
+    "username": lambda secret: {"username": secret, "password": "p", "serializer": Pickle()},
+    "password": lambda secret: {"username": "u", "password": secret, "serializer": Pickle()},
 }
 _SOUNDS_SECRET = re.compile("pass|secret|token|auth|cred|user|sign")
 
@@ -439,14 +441,14 @@ def test_every_setting_that_holds_a_secret_is_looked_at():
 @pytest.mark.gen_test(timeout=30)
 async def test_a_secret_is_in_no_repr_no_log_and_no_error(setting, memcached, silent, told):
     make = SECRETS[setting]
-    told.add(make(SECRET))
-    for wrong in (b"xyzzy-secret", SECRET.decode(), [SECRET.decode()], 5, None):
+    for wrong in (b"xyzzy-secret", SECRET + b" ", SECRET.decode(), [SECRET.decode()], 5, None):
         try:
-            told.add(make(wrong))  # type: ignore[arg-type]
+            told.add(Client(["a:1"], **make(wrong)))  # type: ignore[arg-type]
         except Exception as error:
             told.add(error)
     for address in (memcached.address, silent.address, f"127.0.0.1:{free_port()}"):
-        how = {setting: make(SECRET)}
+        how = make(SECRET)
+        told.add(how.get("serializer"))
         async with Client([address], request_timeout=0.05, **how) as mc:
             told.add(mc)
             for key, (data, flags) in broken_values().items():

@@ -8,6 +8,7 @@ from .address import Server
 from .boundaries import boundary
 from .client import Client
 from .errors import (
+    AuthenticationError,
     ClientClosed,
     ClientError,
     ConnectionFailed,
@@ -34,6 +35,7 @@ from .serializer import Plain, Serializer
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuthenticationError",
     "CasUnique",
     "Client",
     "ClientClosed",

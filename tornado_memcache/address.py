@@ -4,24 +4,29 @@ Knows the forms of a specification. It must not know how a name is looked
 up or a socket is opened.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from .arguments import check_integer
+from .credentials import Credentials, checked_credentials
 from .errors import InvalidServer, shown
 
 DEFAULT_PORT = 11211
 #: The longest path that fits in a unix socket's address on Linux, in bytes.
 MAX_PATH = 107
+#: What a server given as a dict may say of itself.
+_PARTS = ("server", "weight", "username", "password")
 
 
 class Server(NamedTuple):
-    """One memcached process: where it listens, and its weight in the ring."""
+    """One memcached process: where it listens, its weight in the ring, and who we are to it."""
 
     host: str
     port: int
     path: str | None = None
     weight: int = 1
+    #: Shown in no repr; None: those of the client, if it has any.
+    credentials: Credentials | None = None
 
     @property
     def name(self) -> str:
@@ -36,8 +41,15 @@ class Server(NamedTuple):
 def shown_spec(spec: object) -> str:
     """Returns ``spec`` as a message may show it: without what stands before an ``@``.
 
-    That may be a password, of a URL or of a form that others take.
+    That may be a password, of a URL or of a form that others take; so may
+    be whatever stands behind a server in a tuple, or beside it in a dict.
     """
+    if isinstance(spec, Mapping):
+        spec = spec.get("server")
+    if isinstance(spec, tuple) and not isinstance(spec, Server):
+        spec = spec[0] if spec else spec
+    if not isinstance(spec, (str, Server)):
+        return f"(a {type(spec).__name__})"
     text = spec if isinstance(spec, str) else repr(spec)
     before, at, behind = text.rpartition("@")
     if not at or before.startswith("unix:"):
@@ -54,11 +66,15 @@ def parse_server(spec: object) -> Server:
     """Returns the `Server` that ``spec`` names.
 
     ``spec`` is ``"host"``, ``"host:port"``, ``"[v6]:port"``,
-    ``"unix:/path"``, a `Server`, or a tuple ``(spec, weight)``. Raises
-    `.InvalidServer` that names what is wrong, `TypeError` for other types.
+    ``"unix:/path"``, a `Server`, a tuple ``(spec, weight)``, or a dict
+    with ``"server"`` and, if there is need, ``"weight"``, ``"username"``
+    and ``"password"``. Raises `.InvalidServer` that names what is wrong,
+    `TypeError` for other types.
     """
     if isinstance(spec, Server):
         return _check_server(spec)
+    if isinstance(spec, Mapping):
+        return _of_parts(spec)
     if isinstance(spec, tuple):
         if len(spec) != 2:
             raise InvalidServer(f"{told(spec)} must be (server, weight)")
@@ -69,16 +85,34 @@ def parse_server(spec: object) -> Server:
             )
         return server._replace(weight=check_integer("weight", spec[1], 1, 1 << 16))
     if not isinstance(spec, str):
-        raise TypeError(f"server must be a str or (str, weight), not {type(spec).__name__}")
+        raise TypeError(f"server must be a str, (str, weight) or a dict, not {type(spec).__name__}")
     if spec.startswith("unix:"):
         path = spec[5:]
         return _check_server(Server("", 0, path), spec)
     return _check_server(Server(*_split(spec)), spec)
 
 
+def _of_parts(parts: Mapping[Any, Any]) -> Server:
+    for name in parts:
+        if name not in _PARTS:
+            raise InvalidServer(f"{told(parts)}: {shown(name)} is not one of: {', '.join(_PARTS)}")
+    named = parts.get("server")
+    if not isinstance(named, (str, Server)):
+        raise TypeError(f'server as a dict must have a str as "server", not {type(named).__name__}')
+    server = parse_server(named)
+    if "weight" in parts:
+        server = server._replace(weight=check_integer("weight", parts["weight"], 1, 1 << 16))
+    credentials = checked_credentials(
+        parts.get("username"), parts.get("password"), f"server {server.name}: "
+    )
+    return server._replace(credentials=credentials or server.credentials)
+
+
 def _check_server(server: Server, spec: object = None) -> Server:
     named = told(server.name if spec is None else spec)
     check_integer("weight", server.weight, 1, 1 << 16)
+    if not isinstance(server.credentials, (Credentials, type(None))):
+        raise TypeError(f"{named}: give username and password in a dict, not in a Server")
     if server.path is not None:
         if not server.path or "\0" in server.path:
             raise InvalidServer(f"{named} names no path")
@@ -126,6 +160,8 @@ def parse_servers(specs: object) -> tuple[Server, ...]:
     """
     if isinstance(specs, (str, bytes)) or not isinstance(specs, Iterable):
         raise TypeError('servers must be a list, as ["127.0.0.1:11211"]')
+    if isinstance(specs, Mapping) and "server" in specs:
+        raise TypeError("servers must be a list, of which a dict may be one server")
     servers = tuple(parse_server(spec) for spec in specs)
     if not servers:
         raise InvalidServer("servers must name at least one server")

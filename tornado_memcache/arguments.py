@@ -58,6 +58,11 @@ def _fault_of(wire: bytes, prefix: bytes) -> str:
     return f"key {shown(wire)} contains white space or a control character"
 
 
+def is_word(wire: bytes) -> bool:
+    """True if nothing in ``wire`` would end a word of a line: white space, control characters."""
+    return not wire.translate(None, _VISIBLE)
+
+
 def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
     """Returns ``value`` if it is an `int` in range.
 

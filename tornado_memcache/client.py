@@ -22,6 +22,7 @@ from .call import CallbackCall, FutureCall, Terms, check_callbacks
 from .cluster import Cluster
 from .commands import Commands
 from .compression import MAX_DECOMPRESSED
+from .credentials import checked_credentials
 from .deadlines import Deadlines
 from .errors import InvalidKey, InvalidRequest, MemcacheError, Timeout, ValueTooLarge
 from .fanout import Fanout
@@ -47,8 +48,10 @@ class Client(Commands):
     """A client of one or many memcached servers.
 
     ``servers`` is a list of ``"host"``, ``"host:port"``, ``"[v6]:port"``,
-    ``"unix:/path"`` or ``(server, weight)``. ``connect_timeout`` (seconds)
-    covers the look-up and all addresses of a server; ``request_timeout``
+    ``"unix:/path"``, ``(server, weight)``, or a dict with ``"server"`` and
+    any of ``"weight"``, ``"username"``, ``"password"``. ``connect_timeout``
+    (seconds) covers all that opens a connection: the look-up, all
+    addresses of a server, TLS, authentication; ``request_timeout``
     (seconds) is the length after which any call has its outcome. At most
     ``max_connections`` are opened to a server, and about ``max_pending``
     calls are under way to it. From the first call on ``min_connections``
@@ -78,7 +81,14 @@ class Client(Commands):
     certificate and its name (as written in ``servers``) with the system's
     certificate authorities and takes TLS 1.2 or newer; an
     `ssl.SSLContext` of your own is used as it is. A server that does not
-    pass is not spoken to. The handshake counts to ``connect_timeout``.
+    pass is not spoken to.
+
+    ``username`` and ``password`` are said to every server at the begin of
+    each connection, as a memcached with an authentication file (``-Y``)
+    demands; a server's own, in its dict, go before them. They are in no
+    repr, log or error. If a server refuses them calls fail with
+    `.AuthenticationError`, and it is asked again as one that refuses
+    connections is. Without ``ssl`` they cross the wire in the clear.
 
     A client may be made before any loop runs. It belongs to the loop of
     its first call; once that loop is closed it can be used on another.
@@ -107,20 +117,12 @@ class Client(Commands):
         key_prefix: str | bytes = b"",
         resolver: Resolver | None = None,
         ssl: SSLContext | bool | None = None,
+        username: str | bytes | None = None,
+        password: str | bytes | None = None,
     ) -> None:
-        self._settings = Settings(
-            connect_timeout,
-            request_timeout,
-            max_connections,
-            max_pending,
-            dead_retry,
-            silences_until_dead,
-            max_value_size,
-            flush_on_reconnect,
-            min_connections,
-            max_idle,
-        ).checked()
-        self._cluster = Cluster(servers, self._settings, ring, on_dead, resolver, ssl)
+        self._settings = Settings.of(locals())
+        credentials = checked_credentials(username, password)
+        self._cluster = Cluster(servers, self._settings, ring, on_dead, resolver, ssl, credentials)
         self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
         self._decode, self._raw_flags = self._values.decode, self._values.raw_flags
         self._prefix = _checked_prefix(key_prefix)

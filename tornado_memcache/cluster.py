@@ -19,6 +19,7 @@ from tornado.netutil import Resolver
 from . import deadlines
 from .address import Server, parse_servers
 from .connector import Transport
+from .credentials import Credentials
 from .deadlines import Deadlines
 from .errors import InvalidRequest, InvalidServer, shown
 from .pool import Pool
@@ -47,10 +48,12 @@ class Cluster:
         on_dead: str,
         resolver: Resolver | None,
         ssl: Any,
+        credentials: Credentials | None,
     ) -> None:
         if on_dead not in POLICIES:
             raise InvalidRequest(f"on_dead {shown(on_dead)} is not one of: {', '.join(POLICIES)}")
         self._ssl_context = checked_context(ssl)
+        self._credentials = credentials
         self.servers = self._checked(servers)
         self.pools: tuple[Pool, ...] = ()
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -110,7 +113,7 @@ class Cluster:
         self._io_loop = IOLoop.current()
         self.loop, self.deadlines = loop, Deadlines(self._io_loop, loop)
         resolver = self._resolver if self._resolver is not None else Resolver()
-        self._transport = Transport(resolver, self._ssl_context)
+        self._transport = Transport(resolver, self._ssl_context, self._credentials)
         self._pid = os.getpid()
         self._set_pools([])
         if self.closed:
@@ -128,7 +131,8 @@ class Cluster:
             for server in self.servers
         )
         self.only = self.pools[0] if len(self.pools) == 1 else None
-        for pool in self.pools:
+        for server, pool in zip(self.servers, self.pools):
+            pool.server = server  # (it may have come with other credentials)
             pool.restore()
             if _is_running_here(self.loop):
                 pool.keep_warm()

@@ -1,9 +1,9 @@
 """How a stream to a server is opened.
 
-Knows names, addresses, sockets, whether they are to be made secure, and
-which of several attempts wins. It must not know what the stream is for.
-Everything it holds (a look-up, streams, a timeout) is undone by
-`Connector.close`.
+Knows names, addresses, sockets, whether they are to be made secure, that
+we have to say who we are, and which of several attempts wins. It must not
+know what the stream is for. Everything it holds (a look-up, streams, a
+timeout) is undone by `Connector.close`.
 """
 
 import asyncio
@@ -22,8 +22,10 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import Resolver
 
 from .address import Server
+from .authentication import authenticate
+from .credentials import Credentials
 from .deadlines import detached
-from .errors import ConnectionFailed
+from .errors import AuthenticationError, ConnectionFailed
 from .stream import SegmentStream
 from .tls import SecureStream, handshake_failure
 
@@ -34,10 +36,11 @@ TURNS = 8
 
 
 class Transport(NamedTuple):
-    """How a client's streams are made: who looks names up, and what makes them secure."""
+    """How a client's streams are made: who looks names up, what makes them secure, who we are."""
 
     resolver: Resolver
     ssl_context: SSLContext | None = None
+    credentials: Credentials | None = None
 
 
 def _cause(error: BaseException) -> OSError:
@@ -58,10 +61,9 @@ def _check_backlog(stream: SegmentStream) -> None:
 
 def _has_come_to_something(stream: SegmentStream) -> bool:
     """True if a socket holds the end of a connect, or more of a handshake; looks, and waits not."""
+    shaking = isinstance(stream, SecureStream) or stream.receiver is not None
     poll = select.poll()
-    poll.register(
-        stream.socket, select.POLLIN if isinstance(stream, SecureStream) else select.POLLOUT
-    )
+    poll.register(stream.socket, select.POLLIN if shaking else select.POLLOUT)
     return bool(poll.poll(0))
 
 
@@ -69,7 +71,9 @@ class Connector:
     """Opens one stream, by the first address of a server that answers.
 
     With an ``ssl_context`` in ``transport`` an address has answered when
-    its TLS handshake is done; nothing is sent in the clear.
+    its TLS handshake is done; nothing is sent in the clear. With
+    credentials, those of the server or else of ``transport``, it has
+    when it took them; one that refuses them has the last word.
 
     ``opened(stream)`` or ``failed(error)`` is called once, on a later
     tick, unless `close` comes first. A second address is tried after
@@ -85,7 +89,7 @@ class Connector:
         opened: Callable[[SegmentStream], None],
         failed: Callable[[ConnectionFailed], None],
     ) -> None:
-        #: "resolving", "connecting" or "tls".
+        #: "resolving", "connecting", "tls" or "authenticating".
         self.phase = "resolving"
         self._server = server
         self._io_loop = io_loop
@@ -186,10 +190,37 @@ class Connector:
             cause = error.real_error if isinstance(error, StreamClosedError) else error
             self._attempt_failed(_cause(cause or error))
         elif self._transport.ssl_context is None or isinstance(stream, SecureStream):
-            self.close()
-            self._opened(stream)
+            credentials = self._server.credentials or self._transport.credentials
+            if credentials is None:
+                self._win(stream)
+            else:
+                self._authenticate(stream, credentials)
         else:
             self._secure(stream, self._transport.ssl_context)
+
+    def _win(self, stream: SegmentStream) -> None:
+        self.close()
+        self._opened(stream)
+
+    def _authenticate(self, stream: SegmentStream, credentials: Credentials) -> None:
+        """Tells the server who we are, on a stream that is as open and secure as it gets."""
+        self.phase = "authenticating"
+        asked = self._attempts[stream] = authenticate(stream, credentials)
+        asked.add_done_callback(lambda future: self._authenticated(stream, future))
+
+    def _authenticated(self, stream: SegmentStream, future: "asyncio.Future[None]") -> None:
+        if self._ended:
+            return
+        del self._attempts[stream]
+        error = future.exception()
+        if error is None:
+            self._win(stream)
+            return
+        stream.close()
+        if isinstance(error, AuthenticationError):
+            self._fail(error)
+        else:
+            self._attempt_failed(_cause(error))
 
     def _secure(self, stream: SegmentStream, context: SSLContext) -> None:
         """Begins the TLS handshake over a stream that is connected."""
@@ -210,11 +241,15 @@ class Connector:
 
     def _fail(self, cause: OSError) -> None:
         self.close()
-        if self.phase == "tls":
-            told, number = handshake_failure(cause)
+        if isinstance(cause, ConnectionFailed):
+            error = cause
+            error.server = self._server.name
         else:
-            told, number = f"cannot connect: {cause.strerror or cause}", cause.errno
-        error = ConnectionFailed(told, errno=number, server=self._server.name, phase=self.phase)
+            if self.phase == "tls":
+                told, number = handshake_failure(cause)
+            else:
+                told, number = f"cannot connect: {cause.strerror or cause}", cause.errno
+            error = ConnectionFailed(told, errno=number, server=self._server.name, phase=self.phase)
         detached(self._io_loop.add_callback, self._failed, error)
 
     @property

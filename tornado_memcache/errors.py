@@ -15,6 +15,7 @@
         ClientError
       ProtocolError             the server answered what it must not
       ConnectionFailed          also an OSError
+        AuthenticationError     the server wants other credentials, or any
       Timeout                   also an asyncio.TimeoutError
       ServerDead
       TooManyCalls
@@ -153,7 +154,7 @@ class _Unanswered(MemcacheError):
     ) -> None:
         super().__init__(message, server=server)
         #: Where the call stood: "waiting", "resolving", "connecting",
-        #: "tls", "writing" or "reply".
+        #: "tls", "authenticating", "writing" or "reply".
         self.phase = phase
         self.maybe_applied = maybe_applied
         #: What was asked, as ``get "key"``.
@@ -192,6 +193,14 @@ class ConnectionFailed(_Unanswered, OSError):
         twin = super().twin()
         twin.errno = self.errno
         return twin
+
+
+class AuthenticationError(ConnectionFailed):
+    """The server refuses ``username`` and ``password``, or demands some and got none.
+
+    Nothing was applied. The server is taken for dead and is asked again
+    after the same pauses; calls meanwhile fail with this error too.
+    """
 
 
 class Timeout(_Unanswered, asyncio.TimeoutError):

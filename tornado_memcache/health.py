@@ -7,7 +7,7 @@ not know connections or calls; the moments are given to it.
 import logging
 import random
 
-from .errors import MemcacheError, ServerDead
+from .errors import AuthenticationError, MemcacheError, ServerDead
 
 _log = logging.getLogger("tornado_memcache")
 
@@ -115,7 +115,7 @@ class Health:
     def failed(self, now: float, error: MemcacheError, calls: int = 1) -> None:
         """Counts failed calls; the first after good ones is logged."""
         self.failures += calls
-        if isinstance(error, ServerDead) and not self.dead:
+        if isinstance(error, (ServerDead, AuthenticationError)) and not self.dead:
             return  # (refused while it was dead, told after it came back: no new failure)
         self._failed_at = now
         self.troubled = True

@@ -17,6 +17,7 @@ from .connection import Connection
 from .connector import Transport
 from .deadlines import Deadlines
 from .errors import (
+    AuthenticationError,
     ClientClosed,
     ConnectionFailed,
     MemcacheError,
@@ -27,8 +28,8 @@ from .errors import (
 from .health import FIRST_PAUSE, Health
 from .lanes import Line
 from .outcomes import outdated
-from .protocol import LARGE_WORK, ConnectionRefused, Reply, Request, Slot
-from .retry import UNANSWERED, failure_for, sort_out, untouched_by
+from .protocol import LARGE_WORK, Reply, Request, Slot
+from .retry import UNANSWERED, as_failure, failure_for, sort_out, untouched_by
 from .settings import Settings
 from .slots import slot_for
 
@@ -124,11 +125,14 @@ class Pool:
             one.late or (one.open and one.idle) for one in self._connections
         )
 
-    def _dead_error(self, slot: Slot, now: float) -> ServerDead:
+    def _dead_error(self, slot: Slot, now: float) -> MemcacheError:
+        why = self.health.why
+        if isinstance(why, AuthenticationError):
+            return why.of(slot.asked(), False)
         wait = max(0.0, self.health.dead_until - now)
         return ServerDead(
             f"{slot.asked()}: memcached {self.name} is taken for dead "
-            f"({self.health.why}); next try in {wait:.2f} s",
+            f"({why}); next try in {wait:.2f} s",
             server=self.name,
         )
 
@@ -331,8 +335,7 @@ class Pool:
         if connection not in self._connections:
             return
         self._connections.remove(connection)
-        if isinstance(error, ConnectionRefused):
-            error = ConnectionFailed(str(error), server=self.name, phase="connecting")
+        error = as_failure(error, self.name)
         made = connection.heard or connection.late or connection.retiring or self._looking
         if not connection.asked and deadlines.clock() - connection.opened_at >= FIRST_PAUSE:
             made = True  # kept warm for longer than a refusal takes, and never asked

@@ -20,6 +20,13 @@ from .errors import MemcacheError, ProtocolError, SerializationError, Timeout, s
 MAX_LINE = 2048
 #: The answer of a server at its limit of connections, before any request.
 TOO_MANY_CONNECTIONS = b"ERROR Too many open connections"
+#: The answers of a server that demands to be told who we are (memcached's ``-Y``), and was
+#: not: the first to most requests, the others to one that stores, which it takes for the telling.
+UNAUTHENTICATED = (
+    b"CLIENT_ERROR unauthenticated",
+    b"CLIENT_ERROR bad authentication token format",
+    b"CLIENT_ERROR authentication failure",
+)
 #: A block longer than this is received into a buffer of its own size.
 STREAMED_BLOCK = 16 * 1024
 #: Room behind such a block, for the line that ends a retrieval.
@@ -129,6 +136,16 @@ class ConnectionRefused(ProtocolError):
     """The server spoke before it was asked, as one at its limit of connections does."""
 
 
+class Unauthenticated(ConnectionRefused):
+    """The server demands to be told who we are, and was not."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the server demands authentication: give username= and password= to the Client, "
+            'or a dict as server, with "username" and "password"'
+        )
+
+
 _AT_LIMIT = "the server is at its limit of connections"
 
 
@@ -143,6 +160,8 @@ def first_word(failure: ProtocolError, data: bytes, asked: bool) -> ProtocolErro
         return failure
     if TOO_MANY_CONNECTIONS.startswith(data):
         return ConnectionRefused(_AT_LIMIT)
+    if data.startswith(UNAUTHENTICATED):
+        return Unauthenticated()
     if asked:
         return failure
     return ConnectionRefused("the server sent bytes before it was asked for anything")

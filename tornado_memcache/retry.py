@@ -4,16 +4,25 @@ Knows which may be tried again, and what the others fail with. Pure: it
 must not know pools, connections or loops.
 """
 
-from .errors import ConnectionFailed, MemcacheError, Timeout
-from .protocol import Slot
+from .errors import AuthenticationError, ConnectionFailed, MemcacheError, Timeout
+from .protocol import ConnectionRefused, Slot, Unauthenticated
 
 #: The errors that tell in which phase a call or a connection failed.
 UNANSWERED = (ConnectionFailed, Timeout)
 
 
+def as_failure(error: MemcacheError, server: str) -> MemcacheError:
+    """Returns ``error``; a connection that was refused by what the server said is a failed one."""
+    if not isinstance(error, ConnectionRefused):
+        return error
+    if isinstance(error, Unauthenticated):
+        return AuthenticationError(str(error), server=server, phase="authenticating")
+    return ConnectionFailed(str(error), server=server, phase="connecting")
+
+
 def untouched_by(error: MemcacheError) -> bool:
     """True if ``error`` says that the server took nothing of what was sent to it."""
-    return isinstance(error, ConnectionFailed) and error.phase == "connecting"
+    return isinstance(error, ConnectionFailed) and error.phase in ("connecting", "authenticating")
 
 
 def sort_out(

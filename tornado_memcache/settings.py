@@ -3,7 +3,8 @@
 Knows which values a setting may have. It must not know what it is for.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from .arguments import check_integer, check_seconds
 
@@ -24,6 +25,11 @@ class Settings(NamedTuple):
     flush_on_reconnect: bool = False
     min_connections: int = 0
     max_idle: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Settings":
+        """Returns the settings that stand under their names among ``options``, checked."""
+        return cls(**{name: options[name] for name in cls._fields}).checked()
 
     def checked(self) -> "Settings":
         """Returns the settings with every value checked.

@@ -20,12 +20,14 @@ from .errors import (
 from .protocol import (
     STREAMED_BLOCK,
     TOO_MANY_CONNECTIONS,
+    UNAUTHENTICATED,
     ConnectionRefused,
     Item,
     OwedReplies,
     Reply,
     Request,
     Slot,
+    Unauthenticated,
     Waiter,
     fail,
     outlives,
@@ -71,6 +73,8 @@ def refusal(slot: Slot, line: bytes) -> ReplyError:
         raise ProtocolError(f"{slot.asked()}: the server sent {told_of(line)}, which is no reply")
     if line == TOO_MANY_CONNECTIONS:
         raise ConnectionRefused("the server is at its limit of connections")
+    if line in UNAUTHENTICATED:
+        raise Unauthenticated
     if slot.confirms:
         raise ProtocolError(
             f"{slot.asked()}: an error after a noreply request cannot be attributed"
