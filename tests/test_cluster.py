@@ -25,6 +25,7 @@ from tornado_memcache import (
     ServerError,
     Timeout,
     ValueTooLarge,
+    boundary,
 )
 from tornado_memcache.ring import Modulo, key_hash
 
@@ -402,6 +403,85 @@ async def test_the_keys_of_a_dead_server_stay_there_by_default(start_memcached, 
                 await client.get(key)
         assert await client.set_multi(dict.fromkeys(theirs + others, 1)) == theirs
         assert await client.get_multi(theirs + others) == dict.fromkeys(others, 1)
+
+
+READS = {
+    "get": (lambda client, key: client.get(key, "other"), "other"),
+    "gat": (lambda client, key: client.gat(key, 60, "other"), "other"),
+    "gets": (lambda client, key: client.gets(key), (None, None)),
+    "gats": (lambda client, key: client.gats(key, 60), (None, None)),
+    "get_multi": (lambda client, key: client.get_multi([key], strict=True), {}),
+    "gets_multi": (lambda client, key: client.gets_multi([key]), {}),
+    "request": (
+        lambda client, key: client.request(Request(b"get", (key.encode(),))),
+        Reply(b"END"),
+    ),
+}
+WRITES = {
+    "set": lambda client, key: client.set(key, 1),
+    "noreply": lambda client, key: client.set(key, 1, noreply=True),
+    "cas": lambda client, key: client.cas(key, 1, 1),
+    "append": lambda client, key: client.append(key, "1"),
+    "delete": lambda client, key: client.delete(key),
+    "touch": lambda client, key: client.touch(key, 1),
+    "incr": lambda client, key: client.incr(key),
+}
+
+
+@pytest.mark.gen_test
+async def test_what_reads_misses_at_a_dead_server_and_what_writes_fails(start_memcached, troubles):
+    a, b = start_memcached(), start_memcached()
+    async with Client([a.address, b.address], on_dead="miss", dead_retry=60) as client:
+        theirs, others = keys_of(client, a, 5), keys_of(client, b, 5)
+        await client.set_multi(dict.fromkeys(theirs + others, 1))
+        a.kill()
+        with pytest.raises(ConnectionFailed):  # a first failure is one, whatever the policy
+            await client.get(theirs[0])
+        pool_of(client, a).health.dead_until = float("inf")
+        failures = pool_of(client, a).health.failures
+        for ask, miss in READS.values():
+            assert await ask(client, theirs[0]) == miss
+        found = await client.get_multi(theirs + others)
+        assert found == dict.fromkeys(others, 1) and found.errors == {}
+        assert pool_of(client, a).health.failures == failures
+        for ask in WRITES.values():
+            with pytest.raises(ServerDead):
+                await ask(client, theirs[0])
+        failed = await client.set_multi(dict.fromkeys(theirs + others, 2))
+        assert failed == theirs and isinstance(failed.errors[a.address], ServerDead)
+        with pytest.raises(ServerDead):
+            await client.request(Request(b"touch", (theirs[0].encode(),), exptime=1))
+        assert list((await client.version()).errors) == [a.address]
+        a.restart()
+        client.retry_dead_servers()
+        assert await client.set(theirs[0], 3) and await client.get(theirs[0]) == 3
+
+
+@pytest.mark.gen_test
+async def test_a_miss_of_a_dead_server_is_an_outcome_as_any(start_memcached, troubles):
+    """Once, on a later tick, in both styles and under a boundary; a call may be cancelled."""
+    server = start_memcached()
+    async with Client([server.address], on_dead="miss") as client:
+        server.kill()
+        with pytest.raises(ConnectionFailed):
+            await client.get("k")
+        client._pools[0].health.dead_until = float("inf")
+        got: list[object] = []
+        with boundary(got.append) as entry:
+            client.get("k", "other", callback=got.append)
+            client.get_multi(["k"], callback=got.append)
+            client.set("k", 1, callback=got.append)
+            call = client.get("k")
+        assert got == []
+        with boundary(got.append) as left:
+            client.get("k", callback=got.append)
+            gone = client.get("k")
+            left.cancel()
+        assert await call is None
+        await asyncio.sleep(0.01)
+        assert got[:2] == ["other", {}] and isinstance(got[2], ServerDead) and len(got) == 3
+        assert gone.cancelled() and not entry.cancelled
+        assert client._pools[0].counts()["pending"] == 0
 
 
 @pytest.mark.gen_test

@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("arguments", "protocol"),
     ("credentials",),
     ("address", "settings", "serializer", "text", "outcomes", "store"),
-    ("ring", "slots", "text_server", "compression", "pickles", "memcache_arguments"),
+    ("ring", "slots", "text_server", "compression", "pickles", "memcache_arguments", "gutter"),
     ("values", "memcache_values", "tornadoasyncmemcache_values"),
     ("outbox", "retry"),
     # -- no pure floors from here on

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tornado_memcache import Client, InvalidKey, InvalidRequest
+from tornado_memcache import Client, InvalidKey, InvalidRequest, InvalidServer
 from tornado_memcache.settings import Settings
 
 LENGTHS = ["connect_timeout", "request_timeout", "dead_retry"]
@@ -31,6 +31,8 @@ def test_the_defaults_of_the_client_are_those_of_the_settings():
         "flush_on_reconnect": False,
         "min_connections": 0,
         "max_idle": None,
+        "on_dead": "fail",
+        "gutter_exptime": None,
     }
 
 
@@ -109,6 +111,10 @@ def test_numbers_that_are_refused(name, value, error):
         ("max_idle", 10_001, InvalidRequest),
         ("max_idle", True, TypeError),
         ("max_idle", "1", TypeError),
+        ("gutter", ["g:1"], InvalidRequest),  # (on_dead is "fail")
+        ("gutter_exptime", 5, InvalidRequest),
+        ("gutter_exptime", 0, InvalidRequest),
+        ("gutter_exptime", 5.0, TypeError),
         ("resolver", "dns", TypeError),
         ("resolver", object(), TypeError),
     ],
@@ -121,6 +127,31 @@ def test_other_settings_that_are_refused(name, value, error):
 def test_fewer_idle_connections_than_are_kept_open_are_refused():
     with pytest.raises(InvalidRequest, match="max_idle must be from 2"):
         Client(["a"], min_connections=2, max_idle=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({}, InvalidRequest, "gutter= and on_dead="),
+        ({"gutter": []}, InvalidServer, "gutter must name at least one server"),
+        ({"gutter": "g:1"}, TypeError, "gutter must be a list"),
+        ({"gutter": ["g:0"]}, InvalidServer, "'g:0'"),
+        ({"gutter": ["a:1"]}, InvalidServer, "'a:1' is one of the gutter"),
+        ({"gutter": ["unix:/s"], "ssl": True}, InvalidServer, "no TLS"),
+        ({"gutter": ["g:1"], "gutter_exptime": 0}, InvalidRequest, "gutter_exptime must be from 1"),
+        ({"gutter": ["g:1"], "gutter_exptime": 1 << 30}, InvalidRequest, "gutter_exptime must be"),
+    ],
+)
+def test_a_gutter_that_is_none(options, error, told):
+    with pytest.raises(error, match=told):
+        Client(["a:1", "b:1"], on_dead="gutter", **options)
+
+
+@pytest.mark.parametrize("policy", ["fail", "rehash", "miss"])
+@pytest.mark.parametrize("option", [{"gutter": ["g:1"]}, {"gutter_exptime": 5}])
+def test_settings_of_a_gutter_without_one(policy, option):
+    with pytest.raises(InvalidRequest, match=f"{next(iter(option))}.*on_dead"):
+        Client(["a:1"], on_dead=policy, **option)
 
 
 def test_a_setting_that_there_is_not():

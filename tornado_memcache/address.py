@@ -153,18 +153,19 @@ def _port(spec: str, text: str) -> int:
     raise InvalidServer(f"{told(spec)}: the port must be from 1 to 65535")
 
 
-def parse_servers(specs: object) -> tuple[Server, ...]:
+def parse_servers(specs: object, name: str = "servers") -> tuple[Server, ...]:
     """Returns the `Server` of each of ``specs``, an iterable of specifications.
 
-    Raises `.InvalidServer` for an empty list and for a server named twice.
+    ``name`` is that of the argument. Raises `.InvalidServer` for an empty
+    list and for a server named twice.
     """
     if isinstance(specs, (str, bytes)) or not isinstance(specs, Iterable):
-        raise TypeError('servers must be a list, as ["127.0.0.1:11211"]')
+        raise TypeError(f'{name} must be a list, as ["127.0.0.1:11211"]')
     if isinstance(specs, Mapping) and "server" in specs:
-        raise TypeError("servers must be a list, of which a dict may be one server")
+        raise TypeError(f"{name} must be a list, of which a dict may be one server")
     servers = tuple(parse_server(spec) for spec in specs)
     if not servers:
-        raise InvalidServer("servers must name at least one server")
+        raise InvalidServer(f"{name} must name at least one server")
     names = [server.name for server in servers]
     for name in names:
         if names.count(name) > 1:

@@ -5,6 +5,7 @@ must not know a wire format, a socket, or who is dead.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from functools import partial
@@ -27,6 +28,7 @@ from .deadlines import Deadlines
 from .errors import InvalidKey, InvalidRequest, MemcacheError, Timeout, ValueTooLarge
 from .fanout import Fanout
 from .funnel import How, Key
+from .gutter import shortened
 from .outcomes import Replies, outdated
 from .pool import Pool
 from .protocol import Reply, Request, fail
@@ -61,10 +63,18 @@ class Client(Commands):
     A server is taken for dead when it refuses a connection, or after
     ``silences_until_dead`` timeouts without a byte from it between them.
     It is tried again after a pause that grows up to ``dead_retry``
-    seconds. ``on_dead`` says what becomes of its keys meanwhile: "fail"
-    (calls fail with `.ServerDead`) or "rehash" (the next server of the
-    ring takes them). ``flush_on_reconnect`` flushes a server that comes
-    back from the dead.
+    seconds. ``on_dead`` says what becomes of its keys meanwhile:
+
+    - "fail": calls fail with `.ServerDead`.
+    - "miss": what reads is a miss, at once; all else fails as with "fail".
+    - "rehash": the next server of the ring takes them.
+    - "gutter": the servers of the list ``gutter``, which have no other
+      use, take them, and keep what is stored for ``gutter_exptime``
+      seconds at most (10 unless set).
+
+    The call that finds out whether the server is back goes to it, and may
+    fail. ``flush_on_reconnect`` flushes a server that comes back from the
+    dead: what it held before may be older than what was stored since.
 
     ``ring`` places the keys: "modulo" (as python-memcached), "ketama",
     "ketama_weighted" (as libmemcached), "rendezvous", an object with
@@ -109,6 +119,8 @@ class Client(Commands):
         silences_until_dead: int = 3,
         ring: Any = "modulo",
         on_dead: str = "fail",
+        gutter: Iterable[Any] | None = None,
+        gutter_exptime: int | None = None,
         flush_on_reconnect: bool = False,
         serializer: Serializer | None = None,
         compress_over: int | None = None,
@@ -122,7 +134,7 @@ class Client(Commands):
     ) -> None:
         self._settings = Settings.of(locals())
         credentials = checked_credentials(username, password)
-        self._cluster = Cluster(servers, self._settings, ring, on_dead, resolver, ssl, credentials)
+        self._cluster = Cluster(servers, self._settings, ring, gutter, resolver, ssl, credentials)
         self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
         self._decode, self._raw_flags = self._values.decode, self._values.raw_flags
         self._prefix = _checked_prefix(key_prefix)
@@ -322,6 +334,8 @@ class Client(Commands):
     ) -> "asyncio.Future[Any]":
         waiter, future = self._begin(None, request, **how)
         if waiter is not None:
+            if pool.longest is not None:
+                request = shortened(request, pool.longest, time.time)
             slot = slot_for(request, waiter, outcome, self._deadline())
             if waiter.__class__ is not asyncio.Future:
                 waiter.work = slot
@@ -349,6 +363,8 @@ class Client(Commands):
         deadline = self._deadline()
         slots = []
         for pool, request, take in parts:
+            if pool.longest is not None:
+                request = shortened(request, pool.longest, time.time)
             part = fanout.part(pool.name, take)
             part.slot = slot_for(request, part, _reply, deadline)
             slots.append((pool, part.slot))

@@ -22,22 +22,22 @@ from .connector import Transport
 from .credentials import Credentials
 from .deadlines import Deadlines
 from .errors import InvalidRequest, InvalidServer, shown
+from .gutter import GUTTER_EXPTIME
 from .pool import Pool
-from .ring import make_ring
+from .ring import Rendezvous, make_ring
 from .settings import Settings
 from .tls import checked_context
 
 _log = logging.getLogger("tornado_memcache")
 
-#: What may happen to the keys of a dead server.
-POLICIES = ("fail", "rehash")
-
 
 class Cluster:
     """The pools of a client's servers, made on the loop of its first call.
 
-    ``on_dead`` says where the keys of a dead server go: "fail" leaves
-    them there, "rehash" gives them to the next server of the ring.
+    The keys of a dead server go to the next server of the ring
+    ("rehash"), to the servers of the ``gutter`` while it is dead, or
+    nowhere. ``pools`` holds those of ``servers``, then those of the
+    gutter, each in their order.
     """
 
     def __init__(
@@ -45,15 +45,16 @@ class Cluster:
         servers: Iterable[Any],
         settings: Settings,
         ring: Any,
-        on_dead: str,
+        gutter: Iterable[Any] | None,
         resolver: Resolver | None,
         ssl: Any,
         credentials: Credentials | None,
     ) -> None:
-        if on_dead not in POLICIES:
-            raise InvalidRequest(f"on_dead {shown(on_dead)} is not one of: {', '.join(POLICIES)}")
         self._ssl_context = checked_context(ssl)
         self._credentials = credentials
+        self._settings = settings
+        self._gutter: tuple[Server, ...] = ()
+        self._gutter = self._checked_gutter(gutter)
         self.servers = self._checked(servers)
         self.pools: tuple[Pool, ...] = ()
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -65,10 +66,10 @@ class Cluster:
         _clusters.add(self)
         self.closed = False
         self._pid = 0
-        self._settings = settings
         self._ring_kind = ring
         self._ring = make_ring(ring, self.servers)
-        self._rehashes = on_dead == "rehash"
+        self._gives_way = settings.on_dead in ("rehash", "gutter")
+        self._gutter_ring = Rendezvous(self._gutter) if self._gutter else None
         if resolver is not None and not callable(getattr(resolver, "resolve", None)):
             raise TypeError("resolver must be a tornado.netutil.Resolver")
         self._resolver = resolver
@@ -76,12 +77,20 @@ class Cluster:
         self.only: Pool | None = None
         self._retired: list[Pool] = []
 
-    def _checked(self, servers: Iterable[Any]) -> tuple[Server, ...]:
-        checked = parse_servers(servers)
+    def _checked(self, servers: Iterable[Any], name: str = "servers") -> tuple[Server, ...]:
+        checked = parse_servers(servers, name)
+        spare = {server.name for server in self._gutter}
         for server in checked:
             if self._ssl_context is not None and server.path is not None:
                 raise InvalidServer(f"server {shown(server.name)}: a unix socket has no TLS")
+            if server.name in spare:
+                raise InvalidServer(f"server {shown(server.name)} is one of the gutter")
         return checked
+
+    def _checked_gutter(self, gutter: Iterable[Any] | None) -> tuple[Server, ...]:
+        if (gutter is None) == (self._settings.on_dead == "gutter"):
+            raise InvalidRequest('gutter= and on_dead="gutter" are given together, or neither is')
+        return () if gutter is None else self._checked(gutter, "gutter")
 
     # -- the loop
 
@@ -128,11 +137,14 @@ class Cluster:
             or Pool(
                 server, self._settings, self.deadlines, self._io_loop, self.loop, self._transport
             )
-            for server in self.servers
+            for server in (*self.servers, *self._gutter)
         )
         self.only = self.pools[0] if len(self.pools) == 1 else None
-        for server, pool in zip(self.servers, self.pools):
+        for pool in self.pools[len(self.servers) :]:
+            pool.longest = self._settings.gutter_exptime or GUTTER_EXPTIME
+        for server, pool in zip(self.servers, self.pools, strict=False):
             pool.server = server  # (it may have come with other credentials)
+        for pool in self.pools:
             pool.restore()
             if _is_running_here(self.loop):
                 pool.keep_warm()
@@ -171,11 +183,17 @@ class Cluster:
         if self.only is not None:
             return self.only
         pool = self.pools[self._ring.place(key)]
-        if self._rehashes and pool.health.dead and not self._may_ask(pool):
-            index = self._ring.place_among(key, lambda index: self._may_ask(self.pools[index]))
-            if index is not None:
-                return self.pools[index]
+        if self._gives_way and pool.health.dead and not self._may_ask(pool):
+            return self._stand_in(key) or pool
         return pool
+
+    def _stand_in(self, key: bytes | int) -> Pool | None:
+        """Returns the pool that has ``key`` while its own server is dead, None without one."""
+        ring, first = self._ring, 0
+        if self._gutter_ring is not None:
+            ring, first = self._gutter_ring, len(self.servers)
+        index = ring.place_among(key, lambda index: self._may_ask(self.pools[first + index]))
+        return None if index is None else self.pools[first + index]
 
     def _may_ask(self, pool: Pool) -> bool:
         return not pool.health.dead or pool.health.may_probe(deadlines.clock())
@@ -194,7 +212,7 @@ class Cluster:
             self._abandon()
             self.pools, self.only, self.loop = (), None, None
             return
-        names = {server.name for server in self.servers}
+        names = {server.name for server in (*self.servers, *self._gutter)}
         busy = [pool for pool in self._retired if not pool.retire()]
         # One that comes back while it owes is the same pool: it knows the order of its writes.
         kept = [*self.pools, *(pool for pool in busy if pool.name in names)]

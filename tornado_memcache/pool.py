@@ -32,6 +32,7 @@ from .protocol import LARGE_WORK, Reply, Request, Slot
 from .retry import UNANSWERED, as_failure, failure_for, sort_out, untouched_by
 from .settings import Settings
 from .slots import slot_for
+from .text import is_retrieval
 
 
 class Pool:
@@ -64,6 +65,8 @@ class Pool:
         #: uniques anew: an open connection that was lost, or one that fell silent.
         self.generation = 0
         self.closed = False
+        #: The longest exptime that is stored here, in seconds; None: any.
+        self.longest: int | None = None
         self._settings = settings
         self._deadlines = deadlines
         self._io_loop = io_loop
@@ -107,7 +110,10 @@ class Pool:
             told = f"{slot.asked()}: {self.pending} calls are under way (max_pending)"
             self._refuse(slot, TooManyCalls(told, server=self.name))
         elif self.health.dead and not self.health.may_probe(now):
-            self._refuse(slot, self._dead_error(slot, now))
+            if self._settings.on_dead == "miss" and is_retrieval(slot.request):
+                self._answer(slot, Reply(b"END"))
+            else:
+                self._refuse(slot, self._dead_error(slot, now))
         else:
             self.pending += slot.weight
             if self.health.dead:
@@ -138,6 +144,10 @@ class Pool:
 
     def _refuse(self, slot: Slot, error: MemcacheError) -> None:
         self._loop.call_soon(self._fail, slot, error, context=Context())
+
+    def _answer(self, slot: Slot, reply: Reply) -> None:
+        slot.reply = reply
+        self._loop.call_soon(slot.deliver, context=Context())
 
     def _fail(self, slot: Slot, error: MemcacheError) -> None:
         error.server = error.server or self.name
@@ -287,8 +297,7 @@ class Pool:
         if not outdated(slot.request.cas_unique, self):
             return False
         self.pending -= slot.weight
-        slot.reply = Reply(b"EXISTS")
-        self._loop.call_soon(slot.deliver, context=Context())
+        self._answer(slot, Reply(b"EXISTS"))
         return True
 
     def reconsider(self) -> None:

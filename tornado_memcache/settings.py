@@ -6,10 +6,13 @@ Knows which values a setting may have. It must not know what it is for.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .arguments import check_integer, check_seconds
+from .arguments import LONGEST_LENGTH, check_integer, check_seconds
+from .errors import InvalidRequest, shown
 
 #: memcached's own default limit on a value, in bytes (``-I``).
 DEFAULT_VALUE_SIZE = 1024 * 1024
+#: What may happen to the keys of a dead server.
+POLICIES = ("fail", "rehash", "miss", "gutter")
 
 
 class Settings(NamedTuple):
@@ -25,6 +28,8 @@ class Settings(NamedTuple):
     flush_on_reconnect: bool = False
     min_connections: int = 0
     max_idle: int | None = None
+    on_dead: str = "fail"
+    gutter_exptime: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
@@ -40,6 +45,13 @@ class Settings(NamedTuple):
         least = check_integer("min_connections", self.min_connections, 0, most)
         if self.max_idle is not None:
             check_integer("max_idle", self.max_idle, max(least, 1), 10_000)
+        if self.on_dead not in POLICIES:
+            named = shown(self.on_dead)
+            raise InvalidRequest(f"on_dead {named} is not one of: {', '.join(POLICIES)}")
+        if self.gutter_exptime is not None:
+            check_integer("gutter_exptime", self.gutter_exptime, 1, LONGEST_LENGTH)
+            if self.on_dead != "gutter":
+                raise InvalidRequest('gutter_exptime is given without on_dead="gutter"')
         return self._replace(
             connect_timeout=check_seconds("connect_timeout", self.connect_timeout),
             request_timeout=check_seconds("request_timeout", self.request_timeout),

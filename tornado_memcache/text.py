@@ -73,6 +73,12 @@ VERBS: dict[bytes, Verb] = {
     b"stats": Verb("stats", idempotent=True),
 }
 
+
+def is_retrieval(request: Request) -> bool:
+    """True for what asks for items, and may get none: get, gets, gat, gats."""
+    return VERBS[request.verb].shape == "retrieval"
+
+
 #: Verbs that take no key and are asked of every server.
 KEYLESS = frozenset({b"flush_all", b"version", b"verbosity", b"stats"})
 
