@@ -48,7 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # -- no pure floors from here on
     ("health", "deadlines"),
     ("lanes", "boundaries", "stream", "memcache_cas"),
-    ("call", "tls", "fanout", "authentication"),
+    ("call", "tls", "fanout", "authentication", "events"),
     ("connector",),
     ("connection", "server", "memcache_outcomes"),
     ("choice",),

@@ -26,6 +26,7 @@ from .compression import MAX_DECOMPRESSED
 from .credentials import checked_credentials
 from .deadlines import Deadlines
 from .errors import InvalidKey, InvalidRequest, MemcacheError, Timeout, ValueTooLarge
+from .events import Events, OnDown, OnUp
 from .fanout import Fanout
 from .funnel import How, Key
 from .gutter import shortened
@@ -75,6 +76,12 @@ class Client(Commands):
     The call that finds out whether the server is back goes to it, and may
     fail. ``flush_on_reconnect`` flushes a server that comes back from the
     dead: what it held before may be older than what was stored since.
+
+    ``on_server_down(server, reason)`` and ``on_server_up(server)``, plain
+    or coroutine functions, are called when a server is taken for dead,
+    with its name and a `.MemcacheError`, and when it answers again. They
+    run on a later tick and outside of any boundary; what they raise is
+    logged.
 
     ``ring`` places the keys: "modulo" (as python-memcached), "ketama",
     "ketama_weighted" (as libmemcached), "rendezvous", an object with
@@ -131,10 +138,12 @@ class Client(Commands):
         ssl: SSLContext | bool | None = None,
         username: str | bytes | None = None,
         password: str | bytes | None = None,
+        on_server_up: OnUp | None = None,
+        on_server_down: OnDown | None = None,
     ) -> None:
         self._settings = Settings.of(locals())
-        credentials = checked_credentials(username, password)
-        self._cluster = Cluster(servers, self._settings, ring, gutter, resolver, ssl, credentials)
+        told = checked_credentials(username, password), Events(on_server_up, on_server_down)
+        self._cluster = Cluster(servers, self._settings, ring, gutter, resolver, ssl, *told)
         self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
         self._decode, self._raw_flags = self._values.decode, self._values.raw_flags
         self._prefix = _checked_prefix(key_prefix)

@@ -22,6 +22,7 @@ from .connector import Transport
 from .credentials import Credentials
 from .deadlines import Deadlines
 from .errors import InvalidRequest, InvalidServer, shown
+from .events import Events
 from .gutter import GUTTER_EXPTIME
 from .pool import Pool
 from .ring import Rendezvous, make_ring
@@ -49,9 +50,11 @@ class Cluster:
         resolver: Resolver | None,
         ssl: Any,
         credentials: Credentials | None,
+        events: Events,
     ) -> None:
         self._ssl_context = checked_context(ssl)
         self._credentials = credentials
+        self._events = events
         self._settings = settings
         self._gutter: tuple[Server, ...] = ()
         self._gutter = self._checked_gutter(gutter)
@@ -130,13 +133,10 @@ class Cluster:
 
     def _set_pools(self, kept: Iterable[Pool]) -> None:
         """Makes the pools of the servers, with what is kept of the old ones."""
-        assert self.loop is not None and self.deadlines is not None
+        assert self.loop is not None
         known = {pool.name: pool for pool in kept}
         self.pools = tuple(
-            known.get(server.name)
-            or Pool(
-                server, self._settings, self.deadlines, self._io_loop, self.loop, self._transport
-            )
+            known.get(server.name) or self._pool_of(server)
             for server in (*self.servers, *self._gutter)
         )
         self.only = self.pools[0] if len(self.pools) == 1 else None
@@ -150,6 +150,11 @@ class Cluster:
                 pool.keep_warm()
             else:  # (a stream is made on the loop that runs)
                 self.loop.call_soon(pool.keep_warm, context=Context())
+
+    def _pool_of(self, server: Server) -> Pool:
+        assert self.loop is not None and self.deadlines is not None
+        given = (self._settings, self.deadlines, self._io_loop, self.loop, self._transport)
+        return Pool(server, *given, self._events)
 
     def _forked(self) -> bool:
         """True in a child of fork, where loop and connections are the parent's."""

@@ -71,29 +71,36 @@ class Health:
             self.troubled = False
         return revived
 
-    def silence(self, asked_at: float, now: float, why: MemcacheError) -> None:
-        """Notes that a request made at ``asked_at`` was not answered by ``now``."""
+    def silence(self, asked_at: float, now: float, why: MemcacheError) -> bool:
+        """Notes that a request made at ``asked_at`` was not answered by ``now``.
+
+        Returns True if the server has died of it.
+        """
         self.troubled = True
         if self.probing:
-            self._die(now, why)
+            return self._die(now, why)
         elif asked_at >= self._silent_since or not self._silences:
             self._silences += 1
             self._silent_since = now
             if self._silences >= self._silences_until_dead and not self.dead:
-                self._die(now, why)
+                return self._die(now, why)
+        return False
 
-    def refused(self, now: float, why: MemcacheError) -> None:
-        """Notes that the server does not take a connection: that counts at once."""
+    def refused(self, now: float, why: MemcacheError) -> bool:
+        """Notes that the server does not take a connection: that counts at once.
+
+        Returns True if the server has died of it.
+        """
         self.troubled = True
-        if self.probing or not self.dead:
-            self._die(now, why)
+        return (self.probing or not self.dead) and self._die(now, why)
 
     def not_warmed(self, why: MemcacheError) -> None:
         """Notes that a connection for nobody was not made: the next call finds out."""
         _log.warning("memcached %s: no connection is kept warm: %s", self.name, why)
 
-    def _die(self, now: float, why: MemcacheError) -> None:
-        if not self.dead:
+    def _die(self, now: float, why: MemcacheError) -> bool:
+        died = not self.dead
+        if died:
             self._failing(now)
             _log.warning("memcached %s is taken for dead: %s", self.name, why)
             self.deaths += 1
@@ -103,6 +110,18 @@ class Health:
         longest = SHORT_PAUSE if now - self._died_at < SHORT_OUTAGE else self._dead_retry
         self._pause = min(self._pause * 2 or FIRST_PAUSE, longest, self._dead_retry)
         self.dead_until = now + self._pause * random.uniform(0.9, 1.0)
+        return died
+
+    def refusal(self, asked: str, now: float) -> MemcacheError:
+        """Returns what a call is told while the server is dead and is not to be asked."""
+        if isinstance(self.why, AuthenticationError):
+            return self.why.of(asked, False)
+        wait = max(0.0, self.dead_until - now)
+        return ServerDead(
+            f"{asked}: memcached {self.name} is taken for dead ({self.why}); "
+            f"next try in {wait:.2f} s",
+            server=self.name,
+        )
 
     def may_probe(self, now: float) -> bool:
         """True if a call may find out now whether the dead server is back."""

@@ -16,15 +16,8 @@ from .choice import bound_to, choose, tally, usable
 from .connection import Connection
 from .connector import Transport
 from .deadlines import Deadlines
-from .errors import (
-    AuthenticationError,
-    ClientClosed,
-    ConnectionFailed,
-    MemcacheError,
-    ServerDead,
-    Timeout,
-    TooManyCalls,
-)
+from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout, TooManyCalls
+from .events import Events
 from .health import FIRST_PAUSE, Health
 from .lanes import Line
 from .outcomes import outdated
@@ -52,6 +45,7 @@ class Pool:
         io_loop: IOLoop,
         loop: asyncio.AbstractEventLoop,
         transport: Transport,
+        events: Events | None = None,
     ) -> None:
         self.server = server
         self.name = server.name
@@ -72,6 +66,7 @@ class Pool:
         self._io_loop = io_loop
         self._loop = loop
         self._transport = transport
+        self._events = events or Events()
         self._connections: list[Connection] = []
         self._line = Line()
         self._grow_at = 0.0
@@ -113,7 +108,7 @@ class Pool:
             if self._settings.on_dead == "miss" and is_retrieval(slot.request):
                 self._answer(slot, Reply(b"END"))
             else:
-                self._refuse(slot, self._dead_error(slot, now))
+                self._refuse(slot, self.health.refusal(slot.asked(), now))
         else:
             self.pending += slot.weight
             if self.health.dead:
@@ -129,17 +124,6 @@ class Pool:
         """True if the call that was to find out was withdrawn before it was sent."""
         return not self._line and all(
             one.late or (one.open and one.idle) for one in self._connections
-        )
-
-    def _dead_error(self, slot: Slot, now: float) -> MemcacheError:
-        why = self.health.why
-        if isinstance(why, AuthenticationError):
-            return why.of(slot.asked(), False)
-        wait = max(0.0, self.health.dead_until - now)
-        return ServerDead(
-            f"{slot.asked()}: memcached {self.name} is taken for dead "
-            f"({why}); next try in {wait:.2f} s",
-            server=self.name,
         )
 
     def _refuse(self, slot: Slot, error: MemcacheError) -> None:
@@ -318,11 +302,18 @@ class Pool:
 
     def heard(self) -> None:
         if self.health.troubled and self.health.heard(deadlines.clock()):
+            if not self._retired:
+                self._events.up(self._loop, self.name)
             self._serve_line()
         elif self.usable is None:
             self.reconsider()
         if self._cold:
             self.keep_warm()
+
+    def _judged(self, died: bool) -> None:
+        """Has it told that the server died; one that left the servers is told of no more."""
+        if died and not self._retired and self.health.why is not None:
+            self._events.down(self._loop, self.name, self.health.why)
 
     def caught_up(self, connection: Connection) -> None:
         self.reconsider()
@@ -332,7 +323,7 @@ class Pool:
         now = deadlines.clock()
         self.generation += 1
         why = Timeout("timed out", server=self.name, phase="reply")
-        self.health.silence(asked_at, now, why)
+        self._judged(self.health.silence(asked_at, now, why))
         if self.health.dead and not self.health.probing:
             self._fail_line(why)
         self.reconsider()
@@ -396,10 +387,10 @@ class Pool:
             return
         unmade = isinstance(error, UNANSWERED) and error.phase != "reply"
         if unmade and not isinstance(error, Timeout):
-            self.health.refused(now, error)
+            self._judged(self.health.refused(now, error))
         else:
             # (what waited for this very connect may have timed out just before it)
-            self.health.silence(begun, now, error)
+            self._judged(self.health.silence(begun, now, error))
         if unmade or self.health.dead:
             self._fail_line(error)
 
@@ -433,7 +424,8 @@ class Pool:
             self.pending -= slot.weight
             if awaited:
                 self.failed(slot, error, slot.weight)
-                self.health.silence(slot.deadline - self._settings.request_timeout, now, error)
+                asked_at = slot.deadline - self._settings.request_timeout
+                self._judged(self.health.silence(asked_at, now, error))
         if not line:
             self._nobody_waits()
 
