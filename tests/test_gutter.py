@@ -200,7 +200,7 @@ async def test_what_goes_to_all_goes_to_the_gutter_too(start_memcached, troubles
         assert await client.get(key) == 1
         flushed = await client.flush_all()
         names = [server.address for server in (world.b, *world.gutter)]
-        assert list(flushed) == names and list(flushed.errors) == [world.a.address]
+        assert set(flushed) == set(names) and list(flushed.errors) == [world.a.address]
         assert await client.get(key) is None
         assert set(await client.version()) == set(names)
 

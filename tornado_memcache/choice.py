@@ -7,6 +7,7 @@ whom. It only decides: it must not open, send or close.
 from collections.abc import Sequence
 
 from .connection import Connection
+from .health import FIRST_PAUSE
 from .lanes import Line
 from .protocol import LARGE_WORK, Slot
 
@@ -68,6 +69,18 @@ def usable(connections: Sequence[Connection]) -> Connection | None:
         if other is not chosen and not other.settled and other.bind():
             return None
     return chosen
+
+
+def probe_has_left(connections: Sequence[Connection], line: Line) -> bool:
+    """True if the call that was to find out was withdrawn before it was sent."""
+    return not line and all(one.late or (one.open and one.idle) for one in connections)
+
+
+def was_made(connection: Connection, now: float) -> bool:
+    """True if a connection that was open and is lost was no refusal of its server."""
+    if not connection.asked and now - connection.opened_at >= FIRST_PAUSE:
+        return True  # kept warm for longer than a refusal takes, and never asked
+    return connection.heard or connection.late or connection.retiring
 
 
 def tally(connections: Sequence[Connection]) -> dict[str, int]:

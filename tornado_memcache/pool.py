@@ -12,7 +12,7 @@ from tornado.ioloop import IOLoop
 
 from . import deadlines
 from .address import Server
-from .choice import bound_to, choose, tally, usable
+from .choice import bound_to, choose, probe_has_left, tally, usable, was_made
 from .connection import Connection
 from .connector import Transport
 from .deadlines import Deadlines
@@ -22,7 +22,7 @@ from .health import FIRST_PAUSE, Health
 from .lanes import Line
 from .outcomes import outdated
 from .protocol import LARGE_WORK, Reply, Request, Slot
-from .retry import UNANSWERED, as_failure, failure_for, sort_out, untouched_by
+from .retry import as_failure, failure_for, sort_out, unmade, untouched_by
 from .settings import Settings
 from .slots import slot_for
 from .text import is_retrieval
@@ -62,18 +62,14 @@ class Pool:
         #: The longest exptime that is stored here, in seconds; None: any.
         self.longest: int | None = None
         self._settings = settings
-        self._deadlines = deadlines
-        self._io_loop = io_loop
-        self._loop = loop
+        self._deadlines, self._io_loop, self._loop = deadlines, io_loop, loop
         self._transport = transport
         self._events = events or Events()
         self._connections: list[Connection] = []
         self._line = Line()
         self._grow_at = 0.0
-        self._serving = False
-        self._looking = False
-        self._retired = False
-        self._asleep = False
+        self._serving = self._looking = False
+        self._retired = self._asleep = False
         #: True while fewer than ``min_connections`` are open: looked at with each reply.
         self._cold = False
         #: The one that is being opened for nobody: that it fails decides nothing.
@@ -96,7 +92,7 @@ class Pool:
     def _submit(self, slot: Slot) -> None:
         slot.place = self
         now = deadlines.clock()
-        if self.health.probing and self._probe_has_left():
+        if self.health.probing and probe_has_left(self._connections, self._line):
             self.health.probing = False
         if self.closed:
             closed = ClientClosed(f"{slot.asked()}: the client is closed", server=self.name)
@@ -119,12 +115,6 @@ class Pool:
             else:
                 self._wait(slot)
             self.reconsider()
-
-    def _probe_has_left(self) -> bool:
-        """True if the call that was to find out was withdrawn before it was sent."""
-        return not self._line and all(
-            one.late or (one.open and one.idle) for one in self._connections
-        )
 
     def _refuse(self, slot: Slot, error: MemcacheError) -> None:
         self._loop.call_soon(self._fail, slot, error, context=Context())
@@ -336,11 +326,7 @@ class Pool:
             return
         self._connections.remove(connection)
         error = as_failure(error, self.name)
-        made = connection.heard or connection.late or connection.retiring or self._looking
-        if not connection.asked and deadlines.clock() - connection.opened_at >= FIRST_PAUSE:
-            made = True  # kept warm for longer than a refusal takes, and never asked
-        if isinstance(error, UNANSWERED) and error.phase != "reply":
-            made = False
+        made = was_made(connection, deadlines.clock()) or self._looking
         if not connection.connecting:
             self.losses += 1
             self.generation += 1
@@ -361,7 +347,7 @@ class Pool:
             unasked = connection is self._warming and not self._line
             if unasked:
                 self.health.not_warmed(error)
-            elif not made:
+            elif unmade(error) or not made:
                 self._connect_failed(error, connection.begun)
             self._serve_line()
             if not unasked:
@@ -385,13 +371,12 @@ class Pool:
             # The server is there and takes no more: live with what there is.
             self._grow_at = now + FIRST_PAUSE
             return
-        unmade = isinstance(error, UNANSWERED) and error.phase != "reply"
-        if unmade and not isinstance(error, Timeout):
+        if unmade(error) and not isinstance(error, Timeout):
             self._judged(self.health.refused(now, error))
         else:
             # (what waited for this very connect may have timed out just before it)
             self._judged(self.health.silence(begun, now, error))
-        if unmade or self.health.dead:
+        if unmade(error) or self.health.dead:
             self._fail_line(error)
 
     def _fail_line(self, error: MemcacheError) -> None:

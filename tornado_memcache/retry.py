@@ -20,6 +20,11 @@ def as_failure(error: MemcacheError, server: str) -> MemcacheError:
     return ConnectionFailed(str(error), server=server, phase="connecting")
 
 
+def unmade(error: MemcacheError) -> bool:
+    """True if ``error`` came before the connection was open."""
+    return isinstance(error, UNANSWERED) and error.phase != "reply"
+
+
 def untouched_by(error: MemcacheError) -> bool:
     """True if ``error`` says that the server took nothing of what was sent to it."""
     return isinstance(error, ConnectionFailed) and error.phase in ("connecting", "authenticating")
