@@ -180,6 +180,7 @@ def good_replies(asked: Asked) -> list[bytes]:
     found += [
         _items(keys, BLOCKS[2:], cas) + b"END\r\n",
         _items(keys[1:], [b"1"] * 9, cas) + b"END\r\n",
+        _items(keys[::-1], BLOCKS[2:], cas) + b"END\r\n",  # (server by server, from a proxy)
     ]
     return sorted(set(found))
 
@@ -267,11 +268,12 @@ MALFORMED: tuple[Case, ...] = (
     *(Case((GET,), b"VALUE a %b 1\r\nv\r\nEND\r\n" % number) for number in NUMBERS),
     *(Case((GETS,), b"VALUE a 0 1 %b\r\nv\r\nEND\r\n" % number) for number in NUMBERS),
     Case((GETS,), value(A, b"v") + b"END\r\n"),
-    # Keys that were not asked, or not again, or not in this order.
+    # Keys that were not asked, or not again.
     *(Case((GET,), value(key, b"v") + b"END\r\n") for key in (b"b", b"A", b"aa", b"", LONGEST)),
     *(Case((KINDS[4],), value(key, b"v")) for key in (LONGEST + b"k", LONGEST[1:], b"K" * 250)),
     Case((GET,), value(A, b"v") * 2),
-    Case((GET_TWO,), value(B, b"v") + value(A, b"v")),
+    Case((GET_TWO,), value(B, b"v") + value(A, b"v") + value(B, b"v")),
+    Case((GET_TWO,), value(B, b"v") * 2),
     Case((Asked(b"get", (A, A)),), value(A, b"v") * 3),
     # Blocks that end where they should not.
     *(

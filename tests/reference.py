@@ -203,12 +203,10 @@ def _read_items(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
             raise _Broken("ProtocolError")
         key, flags, length = words[1], _number(words[2], 32), _number(words[3], 64)
         cas_unique = _number(words[4], 64) if len(words) == 5 else None
-        # Hits come in the order of the request; misses are left out.
-        while left and left[0] != key:
-            del left[0]
-        if not left or length > limit:
+        # Misses are left out; a proxy answers server by server, so hits may be in any order.
+        if key not in left or length > limit:
             raise _Broken("ProtocolError")
-        del left[0]
+        left.remove(key)
         items[key] = (stream.block(length), flags, cas_unique)
 
 

@@ -122,6 +122,9 @@ REPLIES = [
      hits(a=(b"1", 0), c=(b"3", 0)), KEEP),
     (lambda: slot(b"gets", b"a", b"b"), value(b"b", b"2", cas=b"7") + b"END\r\n",
      hits(b=(b"2", 0, 7)), KEEP),
+    (lambda: slot(b"get", b"a", b"b", b"c"),  # (a proxy answers server by server)
+     value(b"c", b"3") + value(b"a", b"1") + value(b"b", b"2") + b"END\r\n",
+     hits(a=(b"1", 0), b=(b"2", 0), c=(b"3", 0)), KEEP),
     (lambda: slot(b"get", b"a", b"a"), value(b"a", b"1") + value(b"a", b"1") + b"END\r\n",
      hits(a=(b"1", 0)), KEEP),
     # -- error lines
@@ -200,7 +203,8 @@ REPLIES = [
     *((of(b"gets"), value(b"a", b"v", cas=number or b" ") + b"END\r\n", ProtocolError, CLOSE)
       for number in BAD_NUMBERS),
     (of(b"gets"), value(b"a", b"v") + b"END\r\n", ProtocolError, CLOSE),
-    (lambda: slot(b"get", b"a", b"b"), value(b"b", b"2") + value(b"a", b"1"), ProtocolError, CLOSE),
+    *((lambda: slot(b"get", b"a", b"b"), value(b"b", b"2") + more, ProtocolError, CLOSE)
+      for more in (value(b"b", b"2"), value(b"a", b"1") + value(b"b", b"2"))),
 ]  # fmt: skip
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from tornado_memcache.errors import (
+    CLOSED,
     AuthenticationError,
     ClientClosed,
     ConnectionFailed,
     ProtocolError,
 )
 from tornado_memcache.protocol import Request
-from tornado_memcache.retry import failure_for, sort_out
+from tornado_memcache.retry import failure_for, may_be_unknown, sort_out
 from tornado_memcache.slots import slot_for
 
 
@@ -64,3 +67,27 @@ def test_what_the_others_fail_with():
     assert not failure_for(slot(b"set", sent=False), LOST).maybe_applied
     assert not failure_for(slot(b"get"), LOST).maybe_applied
     assert failure_for(slot(b"set"), ClientClosed("closed")).maybe_applied
+
+
+CLOSED_BY_SERVER = ConnectionFailed(CLOSED, server="a:1")
+RESET = ConnectionFailed("connection lost", errno=errno.ECONNRESET, server="a:1")
+
+
+@pytest.mark.parametrize(
+    "error, made, told",
+    [
+        (CLOSED_BY_SERVER, slot(b"flush_all"), True),
+        (RESET, slot(b"stats"), True),
+        (RESET, slot(b"gat"), True),
+        (CLOSED_BY_SERVER, slot(b"get"), False),
+        (CLOSED_BY_SERVER, slot(b"set"), False),
+        (CLOSED_BY_SERVER, slot(b"stats", sent=False), False),
+        (ConnectionFailed("disconnected"), slot(b"stats"), False),
+        (REFUSED, slot(b"stats"), False),
+        (ProtocolError("garbage"), slot(b"stats"), False),
+    ],
+)
+def test_a_request_that_a_proxy_may_not_know_says_so(error, made, told):
+    assert may_be_unknown(made, error) is told
+    assert ("does not know this request" in str(failure_for(made, error))) is told
+    assert "does not know" not in str(error)

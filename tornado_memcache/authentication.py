@@ -8,7 +8,7 @@ the answer is shown: a server may repeat what it was told.
 import asyncio
 
 from .credentials import Credentials
-from .errors import AuthenticationError, ConnectionFailed
+from .errors import CLOSED, AuthenticationError, ConnectionFailed
 from .protocol import MAX_LINE, TOO_MANY_CONNECTIONS
 from .stream import SegmentStream
 
@@ -47,7 +47,7 @@ class _Handshake:
             self._end(_failure(self._line))
 
     def stream_closed(self, error: BaseException | None) -> None:
-        told = str(error) if error else "the server closed the connection"
+        told = str(error) if error else CLOSED
         errno = error.errno if isinstance(error, OSError) else None
         self._end(ConnectionFailed(told, errno=errno, phase="authenticating"))
 

@@ -17,7 +17,7 @@ from . import deadlines
 from .address import Server
 from .connector import Connector, Transport
 from .deadlines import NEVER, Deadlines
-from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
+from .errors import CLOSED, ClientClosed, ConnectionFailed, MemcacheError, Timeout
 from .lanes import BoundKeys, SlotLane
 from .outbox import Outbox
 from .protocol import (
@@ -446,7 +446,7 @@ class Connection:
     # -- closing
 
     def stream_closed(self, error: BaseException | None) -> None:
-        told = f"connection lost: {error}" if error else "the server closed the connection"
+        told = f"connection lost: {error}" if error else CLOSED
         errno = error.errno if isinstance(error, OSError) else None
         self.close(ConnectionFailed(told, errno=errno, server=self.name))
 

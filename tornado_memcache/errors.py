@@ -32,6 +32,8 @@ from typing import Any, TypeVar
 
 _E = TypeVar("_E", bound="MemcacheError")
 
+#: What a connection that its server closed has failed with.
+CLOSED = "the server closed the connection"
 #: How much of a key a message shows.
 KEY_SHOWN = 64
 

@@ -22,7 +22,7 @@ from .health import FIRST_PAUSE, Health
 from .lanes import Line
 from .outcomes import outdated
 from .protocol import LARGE_WORK, Reply, Request, Slot
-from .retry import as_failure, failure_for, sort_out, unmade, untouched_by
+from .retry import as_failure, failure_for, may_be_unknown, sort_out, unmade, untouched_by
 from .settings import Settings
 from .slots import slot_for
 from .text import is_retrieval
@@ -327,6 +327,7 @@ class Pool:
         self._connections.remove(connection)
         error = as_failure(error, self.name)
         made = was_made(connection, deadlines.clock()) or self._looking
+        made = made or any(may_be_unknown(slot, error) for slot in owed)
         if not connection.connecting:
             self.losses += 1
             self.generation += 1

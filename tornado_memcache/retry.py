@@ -4,11 +4,16 @@ Knows which may be tried again, and what the others fail with. Pure: it
 must not know pools, connections or loops.
 """
 
-from .errors import AuthenticationError, ConnectionFailed, MemcacheError, Timeout
+import errno
+
+from .errors import CLOSED, AuthenticationError, ConnectionFailed, MemcacheError, Timeout
 from .protocol import ConnectionRefused, Slot, Unauthenticated
 
 #: The errors that tell in which phase a call or a connection failed.
 UNANSWERED = (ConnectionFailed, Timeout)
+#: What twemproxy does not pass on, in one release or another; nor an exptime below 0.
+_NOT_PASSED_ON = frozenset(b"flush_all stats version verbosity gat gats".split())
+_UNKNOWN = ", as a proxy does that does not know this request"
 
 
 def as_failure(error: MemcacheError, server: str) -> MemcacheError:
@@ -23,6 +28,17 @@ def as_failure(error: MemcacheError, server: str) -> MemcacheError:
 def unmade(error: MemcacheError) -> bool:
     """True if ``error`` came before the connection was open."""
     return isinstance(error, UNANSWERED) and error.phase != "reply"
+
+
+def may_be_unknown(slot: Slot, error: MemcacheError) -> bool:
+    """True if the connection was closed at a request that a proxy may not know.
+
+    twemproxy closes it, whatever else is under way on it.
+    """
+    if not isinstance(error, ConnectionFailed) or error.phase != "reply" or not slot.sent:
+        return False
+    by_server = error.message == CLOSED or error.errno in (errno.ECONNRESET, errno.EPIPE)
+    return by_server and (slot.request.verb in _NOT_PASSED_ON or slot.request.exptime < 0)
 
 
 def untouched_by(error: MemcacheError) -> bool:
@@ -60,7 +76,10 @@ def failure_for(slot: Slot, error: MemcacheError) -> MemcacheError:
     """Returns ``error`` as the outcome of one slot."""
     maybe_applied = slot.sent and slot.writes
     if isinstance(error, UNANSWERED):
-        return error.of(slot.asked(), maybe_applied)
+        failure = error.of(slot.asked(), maybe_applied)
+        if may_be_unknown(slot, error):
+            failure.message += _UNKNOWN
+        return failure
     outcome = error.twin()
     outcome.maybe_applied = maybe_applied
     return outcome

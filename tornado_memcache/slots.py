@@ -216,8 +216,12 @@ class RetrievalSlot(Slot):
             if end < 0 or data[position : position + 6] != b"VALUE ":
                 self._index = index
                 return self._read_line(data, position, protocol)
-            # The next key of the request nearly always; else one of those behind it.
-            if index < count and data.startswith(keys[index], position + 6):
+            # The next key of the request nearly always; else one of the others.
+            if (
+                index < count
+                and items[index] is None
+                and data.startswith(keys[index], position + 6)
+            ):
                 stop = position + 6 + len(keys[index])
             else:
                 stop = -1
@@ -245,14 +249,15 @@ class RetrievalSlot(Slot):
         """Returns where the key at ``position`` ends, and its index among ours.
 
         memcached answers in the order of the request and leaves misses
-        out, so the key is looked for from ``index`` on. A key that was
-        not asked, or was answered already, is a `.ProtocolError`.
+        out, so the key is looked for from ``index`` on, and then from the
+        begin: a proxy answers server by server. A key that was not asked,
+        or was answered already, is a `.ProtocolError`.
         """
         stop = data.find(b" ", position, end)
         if stop > 0:
-            key = data[position:stop]
-            for found, asked in enumerate(self.keys[index:], index):
-                if asked == key:
+            key, keys = data[position:stop], self.keys
+            for found in (*range(index, len(keys)), *range(index)):
+                if keys[found] == key and self.items[found] is None:
                     return stop, found
         raise self._bad_item(data[position - 6 : end])
 
