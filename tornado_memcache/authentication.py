@@ -9,8 +9,12 @@ import asyncio
 
 from .credentials import Credentials
 from .errors import CLOSED, AuthenticationError, ConnectionFailed
-from .protocol import MAX_LINE, TOO_MANY_CONNECTIONS
+from .protocol import MAX_LINE, TOO_MANY_CONNECTIONS, Request
 from .stream import SegmentStream
+from .text import encode_request
+
+#: The key of the request.
+_KEY = b"tornado_memcache_authentication"
 
 
 def authenticate(stream: SegmentStream, credentials: Credentials) -> "asyncio.Future[None]":
@@ -22,9 +26,17 @@ def authenticate(stream: SegmentStream, credentials: Credentials) -> "asyncio.Fu
     """
     handshake = _Handshake(stream)
     stream.receiver = handshake
-    request = credentials.request()
-    stream.send_pieces([request], len(request))
+    pieces = encode_request(_request(credentials))
+    stream.send_pieces(pieces, sum(map(len, pieces)))
     return handshake.ended
+
+
+def _request(credentials: Credentials) -> Request:
+    # set <key> <flags> <exptime> <bytes>\r\n<username> <password>\r\n
+    #
+    # memcached looks at the length and the data block alone. The exptime is one that has
+    # passed: a server that asks nobody who they are takes it for a value, and keeps nothing.
+    return Request(b"set", (_KEY,), credentials.block(), exptime=-1)
 
 
 class _Handshake:

@@ -12,8 +12,6 @@ from .errors import InvalidRequest
 
 #: A line of memcached's file, ``username:password``, has at most so many bytes.
 LONGEST = 254
-#: The key of the request: memcached does not look at it.
-_KEY = b"tornado_memcache_authentication"
 
 
 @dataclass(frozen=True)
@@ -23,20 +21,9 @@ class Credentials:
     username: bytes = field(repr=False)
     password: bytes = field(repr=False)
 
-    def request(self) -> bytes:
-        """Returns the bytes that authenticate a connection.
-
-        ::
-
-            set <key> <flags> <exptime> <bytes>\\r\\n
-            username password\\r\\n
-
-        memcached looks at no more than the length and the data block. The
-        exptime is one that has passed: a server that asks nobody who they
-        are takes it for a value to store, and keeps nothing of it.
-        """
-        block = b"%b %b" % (self.username, self.password)
-        return b"set %b 0 -1 %d\r\n%b\r\n" % (_KEY, len(block), block)
+    def block(self) -> bytes:
+        """Returns the data block that says both."""
+        return b"%b %b" % (self.username, self.password)
 
 
 def checked_credentials(username: object, password: object, of: str = "") -> Credentials | None:
