@@ -111,6 +111,11 @@ class Cluster:
             ) from None
         if loop is not self.loop:
             self._bind(loop)
+        elif self._forked():  # (both processes would hear of each other's sockets)
+            raise RuntimeError(
+                "the loop of this Client is that of the parent process: "
+                "a child of fork needs one of its own, as asyncio.run makes it"
+            )
         self.thread = get_ident()
         return loop
 
