@@ -25,6 +25,8 @@ _NAME = "servers must hold the name that is in the certificate"
 _HINTS = {18: _AUTHORITY, 19: _AUTHORITY, 20: _AUTHORITY, 21: _AUTHORITY, 62: _NAME, 64: _NAME}
 #: What OpenSSL says when the other side answers a handshake with something else.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+#: memcached refuses a connection in the clear, whatever its port speaks.
+_CLEAR = "does not speak TLS, or is at its limit of connections"
 
 
 def checked_context(wanted: Any) -> ssl.SSLContext | None:
@@ -57,7 +59,7 @@ def handshake_failure(cause: OSError) -> tuple[str, int | None]:
         told = cause.strerror or "the server closed the connection"
         return f"TLS handshake failed: {told}", cause.errno
     if cause.reason in _NOT_TLS:
-        return "TLS handshake failed: the server does not speak TLS", None
+        return f"TLS handshake failed: the server {_CLEAR}", None
     return f"TLS handshake failed: {cause.reason or cause}", None
 
 
