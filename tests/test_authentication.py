@@ -20,6 +20,8 @@ from tornado_memcache import (
     Timeout,
     boundary,
 )
+from tornado_memcache import memcache as drop_in
+from tornado_memcache import tornadoasyncmemcache as old_module
 
 from .certificates import for_server, issued, memcached_arguments, trusting
 from .ledger import open_fds
@@ -411,10 +413,29 @@ async def test_they_are_in_nothing_that_is_said(where, asking, silent, told):  #
     ],
     ids=str,
 )
-def test_a_server_that_is_refused_shows_none(spec):
+@pytest.mark.parametrize("face", [Client, drop_in.Client, old_module.Client])
+def test_a_server_that_is_refused_shows_none(spec, face):
     with pytest.raises((ValueError, TypeError)) as caught:
-        Client(["b:1", spec])
+        face(["b:1", spec])
     assert USER not in repr(caught.value) and PASSWORD not in repr(caught.value)
+
+
+@pytest.mark.gen_test
+async def test_the_faces_authenticate_too(asking):
+    ours = {"server": asking.address, **KNOWN}
+    for client in (drop_in.Client([ours]), drop_in.Client([asking.address], **KNOWN)):
+        assert await client.set("k", "v") and await client.get("k") == "v"
+        client.set_servers([ours])
+        assert await client.get("k") == "v"
+        client.close()
+    for old in (old_module.Client([ours]), old_module.Client([asking.address], **KNOWN)):
+        got: list[Any] = []
+        old.set("k", "w", callback=got.append)
+        old.get("k", callback=got.append)
+        while len(got) < 2:
+            await asyncio.sleep(0.005)
+        assert got[1] == "w"
+        old.close()
 
 
 def test_one_dict_is_no_list_of_servers():

@@ -5,11 +5,11 @@ checks. It must not know a command.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, cast
 
-from .address import DEFAULT_PORT, Server
+from .address import DEFAULT_PORT, Server, parse_server
 from .arguments import key_bytes, whole
 from .errors import InvalidRequest, cut, shown
 from .protocol import Request
@@ -23,7 +23,9 @@ _SPECS = (
 
 
 def parse_host(spec: Any) -> Server:
-    """Returns the server of a python-memcached connection string."""
+    """Returns the server of a python-memcached connection string, or of the native dict."""
+    if isinstance(spec, Mapping):
+        return parse_server(spec)
     text, weight = spec if isinstance(spec, tuple) else (spec, 1)
     for pattern in _SPECS if isinstance(text, str) else ():
         if match := pattern.match(text):
@@ -32,7 +34,8 @@ def parse_host(spec: Any) -> Server:
                 return Server("", 0, found["path"], weight)
             return Server(found["host"], int(found["port"] or DEFAULT_PORT), None, weight)
     # (what stands before an @ may be a password)
-    *before, behind = str(text).rsplit("@", 1)
+    named = text if isinstance(text, (str, bytes, int, type(None))) else type(text).__name__
+    *before, behind = str(named).rsplit("@", 1)
     told = f"...@{behind}" if before else behind
     raise ValueError(f'Unable to parse connection string: "{cut(told)}"')
 
