@@ -156,7 +156,8 @@ def test_the_rest_of_the_pools_arguments_goes_to_the_client(pools):
 def test_none_and_0_are_the_native_clients_defaults(pools):
     native = NativeClient(["127.0.0.1:1"])
     for options in ({}, {"connect_timeout": 0, "request_timeout": 0, "dead_retry": 0}):
-        assert pools(["127.0.0.1:1"], **options)._native._settings == native._settings
+        settings = pools(["127.0.0.1:1"], **options)._native._settings
+        assert settings == native._settings._replace(on_dead="rehash")
     native.close()
 
 
