@@ -28,7 +28,8 @@ if cafile:
     options["ssl"] = ssl.create_default_context(cafile=cafile)
 if username:
     options["username"], options["password"] = username, password
-client = Client([address], min_connections=2, request_timeout=10, **options)
+options |= {"connect_timeout": 20, "request_timeout": 20}
+client = Client([address], min_connections=2, **options)
 KEYS = [f"k{number}" for number in range(20)]
 
 
