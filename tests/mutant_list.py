@@ -62,8 +62,8 @@ MUTANTS = [
         "late-connection-reused",
         "a connection that owes late replies takes new calls",
         "choice",
-        "        if chosen.open and not chosen.late and not chosen.large:\n",
-        "        if chosen.open and not chosen.large:\n",
+        "    return connection.open and not (connection.late or connection.leaving)\n",
+        "    return connection.open and not connection.leaving\n",
         "test_faults_replies test_choice",
     ),
     # -- framing
