@@ -15,7 +15,14 @@ import weakref
 
 import pytest
 
-from tornado_memcache import ConnectionFailed, InvalidServer, ProtocolError, Timeout
+from tornado_memcache import (
+    AuthenticationError,
+    Client,
+    ConnectionFailed,
+    InvalidServer,
+    ProtocolError,
+    Timeout,
+)
 from tornado_memcache.discovery import OLD_KEY, discover, parse_configuration
 from tornado_memcache.server import EmbeddedServer
 
@@ -354,3 +361,19 @@ async def test_it_does_not_keep_its_client_alive_and_ends_with_it(memcached, led
             assert time.monotonic() < until
             await asyncio.sleep(0.002)
         assert not discovery.timer.armed
+
+
+@pytest.mark.gen_test
+async def test_credentials_go_to_the_endpoint_too(start_memcached, tmp_path, expect_log):
+    (tmp_path / "users").write_text("app:of-all\n")
+    server = start_memcached(["-Y", str(tmp_path / "users")], login=b"app of-all")
+    login = {"username": "app", "password": "of-all"}
+    text = b"1\n%b\n" % node(server).encode()
+    async with Client([server.address], **login) as writer:
+        assert await writer.set(OLD_KEY.decode(), text)
+    async with await discover(server.address, **login) as client:
+        assert names(client) == [server.address] and await client.set("k", 1)
+        assert "of-all" not in repr(client) + repr(client.discovery)
+    expect_log(LOG, "fails|dead", times=range(1, 4))
+    with pytest.raises(AuthenticationError):
+        await discover(server.address, username="app", password="wrong")

@@ -18,6 +18,7 @@ from tornado_memcache import (
     Client,
     ClientClosed,
     InvalidRequest,
+    MemcacheError,
     Request,
     Timeout,
     boundary,
@@ -491,6 +492,24 @@ async def test_calls_that_wait_for_a_write_of_their_key_end_by_their_deadline(bo
         pair.new_server.resume()
         await until(lambda: not pair.client.migration._writers)
         assert not pair.client.migration._chains
+
+
+@pytest.mark.gen_test
+async def test_what_comes_over_to_the_gutter_stays_as_short_as_all_there(start_memcached, troubles):
+    old, dead, gutter = start_memcached(), start_memcached(), start_memcached()
+    options = {"on_dead": "gutter", "gutter": [gutter.address], "gutter_exptime": 20}
+    async with (
+        Client([old.address]) as first,
+        Client([dead.address], migrate_from=first, **options) as client,
+    ):
+        await first.set_multi({"k": "v", "n": 1})
+        dead.kill()
+        with contextlib.suppress(MemcacheError):
+            await client.get("x")
+        assert await client.get("k") == "v" and await client.incr("n") == 2
+        await until(lambda: not client.migration._chains)
+        for key in (b"k", b"n"):
+            assert 10 <= int(gutter.ask(b"mg %b t\r\n" % key)[4:]) <= 20
 
 
 # -- callers that leave, and the end
