@@ -166,7 +166,7 @@ MUTANTS = [
         "retried-for-ever",
         "a call is tried again as long as connections close",
         "retry",
-        "        elif slot.retried:\n",
+        "        elif opened_at >= slot.lost_at:\n",
         "        elif False:\n",
         "test_faults_replies test_retry test_faults_connect",
     ),

@@ -321,33 +321,6 @@ async def test_a_cas_that_was_not_sent_when_its_connection_was_lost_is_false(exp
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.gen_test(timeout=60)
-async def test_a_cas_in_the_waiting_line_when_a_connection_is_lost_is_false(expect_log, style):
-    expect_log(LOG, "fails: get 'slow'")
-    late: list[bool] = []
-    end: list[bool] = []
-    script = [
-        Expect(b"gets k\r\nget slow\r\n"),
-        Until(lambda: late),
-        UNIQUE[1],
-        Until(lambda: end),
-        Reset(),
-    ]
-    async with Scripted(script, NO_CAS) as server:
-        async with Client([server.address], max_connections=1, request_timeout=0.1) as mc:
-            fetched, slow = mc.gets("k", timeout=FAR), Asked(style, mc.get, "slow")
-            await slow.failure(Timeout)
-            late.append(True)
-            _, token = await fetched
-            cas = Asked(style, mc.cas, "k", b"new", token, timeout=FAR)
-            assert (counts(mc)["late"], counts(mc)["waiting"]) == (1, 1)
-            end.append(True)
-            assert await cas.outcome() is False
-            assert await mc.get("k") is None
-            assert counts(mc)["pending"] == 0
-
-
-@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("fetch", FETCHES)
 @pytest.mark.gen_test(timeout=60)
 async def test_a_token_from_before_a_restart_without_a_farewell_is_false(

@@ -16,8 +16,6 @@ from tornado_memcache import (
     ClientError,
     ConnectionFailed,
     ProtocolError,
-    Reply,
-    Request,
     ServerDead,
     ServerError,
     Timeout,
@@ -26,7 +24,7 @@ from tornado_memcache import (
 from tornado_memcache import deadlines as deadlines_module
 from tornado_memcache.health import FIRST_PAUSE
 
-from .scripted import Close, Expect, Reset, Scripted, Send, Sleep, Until
+from .scripted import Close, Expect, Reset, Scripted, Send, Sleep
 
 LOG = "tornado_memcache"
 HIT = b"VALUE k 0 1\r\nv\r\nEND\r\n"
@@ -104,36 +102,6 @@ async def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(star
         assert await client.get("k") is None
         assert await client.set("k", "w")
         assert await client.get("k") == "w"
-
-
-@pytest.mark.gen_test
-async def test_a_cas_that_waited_while_a_connection_was_lost_is_not_sent(expect_log):
-    """After a restart a server counts its uniques from 1 again: any item may have this one."""
-    expect_log(LOG, "fails: get")
-    late: list[bool] = []
-    end: list[bool] = []
-    item = Send(b"VALUE k 0 1 7\r\nv\r\nEND\r\n")
-    asked = Expect(b"gets k\r\nget slow\r\n")
-    gets = [asked, Until(lambda: late), item, Until(lambda: end), Reset()]
-    after = [Expect(b"get k2\r\n"), Send(b"END\r\n")]
-    async with Scripted(gets, after) as server:
-        async with Client([server.address], request_timeout=0.1, max_connections=1) as client:
-            fetched = client.gets("k", timeout=5)
-            with pytest.raises(Timeout):
-                await client.get("slow")
-            late.append(True)
-            _, unique = await fetched
-            assert counts(client)["late"] == 1
-            waiting = [
-                client.cas("k", "w", unique, timeout=5),
-                client.request(Request(b"cas", (b"k",), b"w", cas_unique=unique), timeout=5),
-                client.get("k2", timeout=5),
-            ]
-            assert counts(client)["waiting"] == 3
-            end.append(True)
-            assert await asyncio.gather(*waiting) == [False, Reply(b"EXISTS"), None]
-            assert server.connections == 2
-            assert counts(client)["pending"] == 0
 
 
 # -- what a reply does to its connection

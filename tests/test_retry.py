@@ -28,7 +28,7 @@ class Waiter:
 
 def slot(verb, *, sent=True, retried=False, ended=False):
     made = slot_for(Request(verb, (b"k",)), Waiter(ended), lambda reply: reply, 1.0)
-    made.sent, made.retried = sent, retried
+    made.sent, made.lost_at = sent, 1.0 if retried else float("inf")
     return made
 
 
@@ -57,8 +57,8 @@ UNKNOWN = AuthenticationError("who?", phase="authenticating")
     ],
 )
 def test_what_is_tried_again(error, made, again):
-    assert sort_out(error, [made], [], False) == (([made], []) if again else ([], [made]))
-    assert sort_out(error, [made], [], True) == ([], [made])
+    assert sort_out(error, 2.0, [made], [], False) == (([made], []) if again else ([], [made]))
+    assert sort_out(error, 2.0, [made], [], True) == ([], [made])
 
 
 def test_what_the_others_fail_with():

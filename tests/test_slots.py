@@ -80,11 +80,11 @@ def test_a_waiter_that_has_ended_is_left_alone():
 def test_a_line_that_is_too_long_is_halved():
     one = gathered(*(b"%d" % number for number in range(5)))
     one.share(b"4", Waiting())
-    one.retried = True
+    one.lost_at = 1.0
     halves = one.halves()
     assert [half.encode() for half in halves] == [[b"get 0 1\r\n"], [b"get 2 3 4\r\n"]]
     assert [half.weight for half in halves] == [2, 4]
-    assert all(half.retried for half in halves)
+    assert all(half.lost_at == 1.0 for half in halves)
 
 
 def test_a_call_that_ends_early_asks_the_half_that_it_is_in():

@@ -365,7 +365,9 @@ def _follow(
         if inspect.iscoroutine(result):
             result.close()
         return
-    task = context.run(functools.partial(asyncio.ensure_future, result, loop=loop))
+    if not asyncio.isfuture(result):  # (that may be of another loop)
+        result = context.run(functools.partial(asyncio.ensure_future, result, loop=loop))
+    task: asyncio.Future[Any] = result
     _tasks.add(task)
 
     def ended(task: "asyncio.Future[Any]") -> None:

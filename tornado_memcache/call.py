@@ -212,20 +212,17 @@ class Terms:
         self.entry = boundaries.current()
         self.own_deadline: float | None = None
         self.lane: Hashable = None
-        if timeout is not None and check_seconds("timeout", timeout) != request_timeout:
-            self.own_deadline = deadlines.clock() + timeout
-            self.lane = timeout
         budget = self.entry.budget if self.entry is not None else None
-        if budget is not None:
-            moment = self.own_deadline
-            if moment is None:
-                moment = deadlines.clock() + request_timeout
-            if budget.deadline < moment:
+        if timeout is not None or budget is not None:
+            # (The usual timeout too: that of a line runs from when it leaves, a little later.)
+            length = check_seconds("timeout", timeout) if timeout is not None else request_timeout
+            self.own_deadline, self.lane = deadlines.clock() + length, length
+            if budget is not None and budget.deadline < self.own_deadline:
                 self.own_deadline, self.lane = budget.deadline, budget
 
     @property
     def plain(self) -> bool:
-        """True if there is nothing after all: a timeout that is the usual one, a shield."""
+        """True if there is nothing after all: a shield."""
         return self.entry is None and self.own_deadline is None
 
 

@@ -87,16 +87,20 @@ class Commands(Funnel):
         self, verb: bytes, key: Key, exptime: int, how: Any
     ) -> "asyncio.Future[Any]":
         wire, pool = self._locate(key)
-        outcome = partial(self._unique_of, wire, pool)
+        outcome = partial(self._unique_of, wire, pool, pool.generation)
         return self._submit(pool, Request(verb, (wire,), exptime=exptime), outcome, how)
 
-    def _unique_of(self, wire: bytes, pool: "Pool", reply: Reply) -> tuple[Any, Any]:
+    def _unique_of(
+        self, wire: bytes, pool: "Pool", generation: int, reply: Reply
+    ) -> tuple[Any, Any]:
         item = reply.items.get(wire)
-        return (None, None) if item is None else self._unique_item(wire, pool, item)
+        return (None, None) if item is None else self._unique_item(wire, pool, generation, item)
 
-    def _unique_item(self, wire: bytes, pool: "Pool", item: Item) -> tuple[Any, CasUnique]:
+    def _unique_item(
+        self, wire: bytes, pool: "Pool", generation: int, item: Item
+    ) -> tuple[Any, CasUnique]:
         token = CasUnique(item.cas_unique or 0)
-        token.pool, token.generation = pool, pool.generation
+        token.pool, token.generation = pool, generation
         return self._decode(wire, item.value, item.flags), token
 
     def get_multi(
@@ -125,7 +129,11 @@ class Commands(Funnel):
         asked = self._locate_many(listed("keys", keys))
         return self._submit_many(
             (
-                (pool, Request(verb, chunk), partial(self._take_items, result, pool, wires))
+                (
+                    pool,
+                    Request(verb, chunk),
+                    partial(self._take_items, result, pool, pool.generation, wires),
+                )
                 for pool, wires in asked.items()
                 for chunk in chunks(wires)
             ),
@@ -139,6 +147,7 @@ class Commands(Funnel):
         self,
         result: "MultiResult[Any, Any]",
         pool: "Pool",
+        generation: int,
         wires: dict[bytes, Any],
         reply: Any,
         good: bool,
@@ -151,7 +160,7 @@ class Commands(Funnel):
                     if cas_unique is None:
                         value = self._decode(wire, value, flags)
                     else:
-                        value = self._unique_item(wire, pool, item)
+                        value = self._unique_item(wire, pool, generation, item)
                 except MemcacheError as error:
                     unread = unread or error
                     continue

@@ -233,27 +233,31 @@ class Connection:
         if waiting.setdefault(key, waiter) is not waiter:
             batch.share(key, waiter)
             if batch.shared >= self._settings.max_pending:
-                self._close_batch()
+                return self._close_batch(key)
             return batch
         count = len(waiting)
         if count >= self._few_keys:
             if count >= self._most_keys:
-                self._close_batch()
-            elif count == self._few_keys and not self._protocol.owed:
+                return self._close_batch(key)
+            if count == self._few_keys and not self._protocol.owed:
+                batch = self._close_batch(key)
                 self.flush()
         return batch
 
-    def _close_batch(self) -> None:
-        if self._outbox.batch is None:
-            return
+    def _close_batch(self, key: bytes = b"") -> GatheredSlot:
+        """Has the open batch wait to be written. Returns the part of it that asks for ``key``."""
+        found = self._outbox.batch
+        assert found is not None
         # From now on: whoever joined last, in a turn that took long, has its whole time.
         deadline = deadlines.clock() + self._settings.request_timeout
         for slot in self._outbox.close_batch(deadline):
+            found = slot if key in slot.waiting else found
             slot.place = self
             self._pool.pending += slot.weight
             self._register(slot)
         if self._pool.pending >= self._settings.max_pending:
             self._pool.reconsider()
+        return found
 
     def _register(self, slot: Slot) -> None:
         if self._live.add(slot):
@@ -273,7 +277,8 @@ class Connection:
     def flush(self) -> None:
         """Writes what waits, unless the server is not reading what was written."""
         stream, outbox = self._stream, self._outbox
-        self._close_batch()
+        if outbox.batch is not None:
+            self._close_batch()
         if stream is None or stream.writing():
             return
         if not self._protocol.owed and deadlines.clock() - self.rested_at > LONG_REST:
@@ -357,9 +362,6 @@ class Connection:
                 self._loop.call_soon(self._flush_held, context=Context())
         if not live:
             self._deadlines.settle()
-        if failure is not None and finished:
-            # The cas uniques that were just delivered are from before the loss.
-            self._pool.generation += 1
 
     def _rest(self) -> None:
         """The last live slot has left: the lane is empty, a late connection may have caught up.
@@ -453,11 +455,12 @@ class Connection:
         """Closes the connection and hands what was under way to the pool. Idempotent."""
         if self.closed:
             return
-        self._close_batch()
+        if self._outbox.batch is not None:
+            self._close_batch()
         self.closed, self.open = True, False
         owed, (written, unsent) = list(self._protocol.owed), self._outbox.clear()
         if owed and self._protocol.reading():
-            owed[0].retried = True  # its reply has begun: it is not asked again
+            owed[0].lost_at = 0.0  # its reply has begun: it is not asked again
         self._protocol.owed.clear()
         self._live.clear()
         self._deadlines.rest(self)

@@ -41,6 +41,8 @@ class Health:
         #: True if anything is not as it should be: one flag for the way of a reply.
         self.troubled = False
         self.failures = 0
+        #: True from when a connection for nobody was not made until one is open.
+        self.cold = False
         #: How often the server was taken for dead.
         self.deaths = 0
         self.dead_until = 0.0
@@ -96,7 +98,9 @@ class Health:
 
     def not_warmed(self, why: MemcacheError) -> None:
         """Notes that a connection for nobody was not made: the next call finds out."""
-        _log.warning("memcached %s: no connection is kept warm: %s", self.name, why)
+        if not self.cold:
+            _log.warning("memcached %s: no connection is kept warm: %s", self.name, why)
+        self.cold = True
 
     def _die(self, now: float, why: MemcacheError) -> bool:
         died = not self.dead

@@ -45,7 +45,8 @@ class CasUnique(int):
     """A cas unique that remembers its server and what has happened to it since.
 
     memcached counts from 1 again after a restart, so a token from before
-    could match an item that it never belonged to.
+    could match an item that it never belonged to. ``generation`` is that
+    of ``pool`` when the token was asked for.
     """
 
     pool: Any

@@ -69,7 +69,7 @@ class Pool:
         self._connections: list[Connection] = []
         self._line = Line()
         self._grow_at = 0.0
-        self._serving = self._looking = self._retired = self._asleep = False
+        self._serving = self._retired = self._asleep = False
         #: True while fewer than ``min_connections`` are open: looked at with each reply.
         self._cold = False
         #: The one that is being opened for nobody: that it fails decides nothing.
@@ -198,7 +198,8 @@ class Pool:
     def keep_warm(self) -> None:
         """Opens what is missing of ``min_connections``, one after the other."""
         self._cold = len(self._connections) < self._settings.min_connections
-        if self._cold and not (self.health.dead or self._retired or self._asleep):
+        paused = deadlines.clock() < self._grow_at
+        if self._cold and not (paused or self.health.dead or self._retired or self._asleep):
             before = len(self._connections)
             self._grow()
             if len(self._connections) > before and not self._line:
@@ -216,6 +217,7 @@ class Pool:
 
     def opened(self, connection: Connection) -> None:
         self._warming = None
+        self.health.cold = False
         connection.hold()
         if self._settings.flush_on_reconnect and self.health.deaths > self._deaths_flushed:
             self._flush(connection)
@@ -328,14 +330,12 @@ class Pool:
             return
         self._connections.remove(connection)
         error = as_failure(error, self.name)
-        made = was_made(connection, deadlines.clock()) or self._looking
+        made = was_made(connection, deadlines.clock())
         made = made or any(may_be_unknown(slot, error) for slot in owed)
         if not connection.connecting:
             self.losses += 1
             self.generation += 1
-        again, failed = sort_out(error, owed, unsent, self.closed)
-        if again:
-            self._look_around()
+        again, failed = sort_out(error, connection.opened_at, owed, unsent, self.closed)
         for slot in failed:
             self.pending -= slot.weight
             if self.closed:
@@ -343,29 +343,21 @@ class Pool:
             elif slot.awaited():
                 self._refuse(slot, failure_for(slot, error))
         for slot in reversed(again):  # (older than whatever is in line)
-            slot.retried, slot.sent = slot.retried or not untouched_by(error), False
+            if not untouched_by(error):
+                slot.lost_at = min(slot.lost_at, deadlines.clock())
+            slot.sent = False
             slot.confirms = ()  # (what it would have confirmed went with the connection)
             self._queue(slot, front=True)
         if not self.closed:
             unasked = connection is self._warming and not self._line
             if unasked:
+                self._warming, self._grow_at = None, deadlines.clock() + FIRST_PAUSE
                 self.health.not_warmed(error)
             elif unmade(error) or not made:
                 self._connect_failed(error, connection.begun)
             self._serve_line()
             if not unasked:
                 self.keep_warm()
-
-    def _look_around(self) -> None:
-        """Finds the idle connections that ended with the one that was lost.
-
-        What is tried again is tried once, so it must not meet the next of them.
-        """
-        if not self._looking:
-            self._looking = True
-            for connection in [one for one in self._connections if one.open and one.idle]:
-                connection.catch_up()
-            self._looking = False
 
     def _connect_failed(self, error: MemcacheError, begun: float) -> None:
         """A connection was not made, or was closed before it had said anything."""
@@ -440,8 +432,10 @@ class Pool:
     def disconnect(self) -> None:
         """Closes all connections; what only reads is asked again on new ones."""
         self._asleep = True
-        for connection in [one for one in self._connections if one.open]:
-            connection.retiring = True
+        connections = [one for one in self._connections if one.open]
+        for connection in connections:
+            connection.retiring = connection.leaving = True
+        for connection in connections:
             connection.close(ConnectionFailed("disconnected", server=self.name))
 
     def retire(self) -> bool:

@@ -201,7 +201,7 @@ class Slot(ABC):
         "outcome",
         "deadline",
         "sent",
-        "retried",
+        "lost_at",
         "reply",
         "confirms",
         "place",
@@ -222,7 +222,9 @@ class Slot(ABC):
         self.outcome = outcome
         self.deadline = deadline
         self.sent = False
-        self.retried = False
+        #: When a connection was first lost with it: on one that is opened later it is tried
+        #: again. Infinite while it was not tried, 0 when it must not be.
+        self.lost_at = float("inf")
         self.reply: Reply | MemcacheError | None = None
         #: Keys of noreply writes that only this slot's reply can confirm.
         self.confirms: Sequence[bytes] = ()
@@ -471,7 +473,7 @@ class OwedReplies:
             else:
                 self.failure = ProtocolError("a data block does not end with CRLF")
             behind = bytes(block[size : self.filled])
-        self.filled = 0
+        self.filled, self._take = 0, _nobody
         return self.receive_data(behind)
 
     def tidy(self) -> None:

@@ -47,7 +47,7 @@ def untouched_by(error: MemcacheError) -> bool:
 
 
 def sort_out(
-    error: MemcacheError, owed: list[Slot], unsent: list[Slot], closed: bool
+    error: MemcacheError, opened_at: float, owed: list[Slot], unsent: list[Slot], closed: bool
 ) -> tuple[list[Slot], list[Slot]]:
     """Returns what of a lost connection is tried again, and what has failed.
 
@@ -61,7 +61,7 @@ def sort_out(
             failed.append(slot)
         elif untouched_by(error):
             again.append(slot)
-        elif slot.retried:
+        elif opened_at >= slot.lost_at:
             failed.append(slot)
         elif not slot.sent:
             again.append(slot)

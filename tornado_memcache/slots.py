@@ -400,7 +400,7 @@ class GatheredSlot(RetrievalSlot):
         for part in (pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]):
             half = GatheredSlot(self.decode, self.raw_flags, self.deadline)
             half.waiting = dict(part)
-            half.retried = self.retried
+            half.lost_at = self.lost_at
             half.shared = sum(len(one) - 1 for _, one in part if type(one) is list)
             for _, one in half._waiters():
                 if getattr(one, "work", None) is self:
