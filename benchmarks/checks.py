@@ -11,7 +11,7 @@ import inspect
 from typing import Any
 
 from .clients import Adapter
-from .drive import Wrong, wrong
+from .drive import Wrong, refused, wrong
 from .workloads import Workload, names, value_of
 
 #: Values that look like something else on the wire.
@@ -41,6 +41,11 @@ async def value(client: Adapter, key: Any) -> bytes | None:
     return got.value if client.items and got is not None else got
 
 
+async def store(client: Adapter, key: Any, value: bytes) -> None:
+    if (outcome := await answer(client.store(key, value))) != client.stored:
+        raise refused(key, outcome)
+
+
 async def check(client: Adapter, workload: Workload) -> None:
     """Stores the values of a workload and reads them again; `Wrong` if any is not right."""
     missing = native(client, "no:such:key")
@@ -48,14 +53,14 @@ async def check(client: Adapter, workload: Workload) -> None:
         raise Wrong(f"a miss gave {got!r}")
     for number, want in enumerate(AWKWARD):
         key = native(client, f"awkward:{number}")
-        await answer(client.store(key, want))
+        await store(client, key, want)
         if (got := await value(client, key)) != want:
             raise wrong(key, got, want)
     keys, wants = [], []
     for name in names(workload):
         keys.append(native(client, name))
         wants.append(value_of(name, workload.size))
-        await answer(client.store(keys[-1], wants[-1]))
+        await store(client, keys[-1], wants[-1])
     for key, want in zip(keys, wants):
         if (got := await value(client, key)) != want:
             raise wrong(key, got, want)

@@ -1,8 +1,9 @@
 """The callers: what makes the calls of a workload on one client, and compares every value.
 
 Knows an adapter and its steps. Three styles: awaited, blocking, by callbacks;
-nothing but the client's own method stands between a caller and the client.
-It must not know what the figures are for.
+nothing but the client's own method stands between a caller and the client,
+and all compare alike: a value as a whole, a store with what the client gives
+when it stored. It must not know what the figures are for.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .clients import Adapter
-from .workloads import LARGE, Workload
+from .workloads import Workload
 
 
 class Wrong(Exception):
@@ -22,6 +24,10 @@ class Wrong(Exception):
 
 def wrong(key: Any, got: Any, want: bytes) -> Wrong:
     return Wrong(f"{key!r} is {str(got)[:60]}, not {want[:20]!r}... of {len(want)} bytes")
+
+
+def refused(key: Any, outcome: Any) -> Wrong:
+    return Wrong(f"a set of {key!r} gave {str(outcome)[:60]}: it was not stored")
 
 
 # -- awaited
@@ -43,20 +49,12 @@ async def gets_of_items(client: Adapter, steps: list[Any]) -> None:
             raise wrong(key, got, want)
 
 
-async def gets_large(client: Adapter, steps: list[Any]) -> None:
-    fetch, items = client.fetch, client.items
-    for key, want in steps:
-        got = await fetch(key)
-        value = got.value if items and got is not None else got
-        if value is None or len(value) != len(want) or value[:16] != want[:16]:
-            raise wrong(key, value, want)
-
-
 async def mix(client: Adapter, steps: list[Any]) -> None:
-    fetch, store = client.fetch, client.store
+    fetch, store, stored = client.fetch, client.store, client.stored
     for key, want, writes in steps:
         if writes:
-            await store(key, want)
+            if (outcome := await store(key, want)) != stored:
+                raise refused(key, outcome)
             continue
         got = await fetch(key)
         if got != want:
@@ -64,10 +62,11 @@ async def mix(client: Adapter, steps: list[Any]) -> None:
 
 
 async def mix_of_items(client: Adapter, steps: list[Any]) -> None:
-    fetch, store = client.fetch, client.store
+    fetch, store, stored = client.fetch, client.store, client.stored
     for key, want, writes in steps:
         if writes:
-            await store(key, want)
+            if (outcome := await store(key, want)) != stored:
+                raise refused(key, outcome)
             continue
         got = await fetch(key)
         if got is None or got.value != want:
@@ -92,8 +91,10 @@ async def multi(client: Adapter, steps: list[Any]) -> None:
 
 
 async def sets(client: Adapter, steps: list[Any]) -> None:
+    store, stored = client.store, client.stored
     for key, value in steps:
-        await client.store(key, value)
+        if (outcome := await store(key, value)) != stored:
+            raise refused(key, outcome)
 
 
 # -- blocking
@@ -107,14 +108,6 @@ def blocking_gets(client: Adapter, steps: list[Any]) -> None:
             raise wrong(key, got, want)
 
 
-def blocking_gets_large(client: Adapter, steps: list[Any]) -> None:
-    fetch = client.fetch
-    for key, want in steps:
-        got = fetch(key)
-        if got is None or len(got) != len(want) or got[:16] != want[:16]:
-            raise wrong(key, got, want)
-
-
 def blocking_multi(client: Adapter, steps: list[Any]) -> None:
     for keys, wants in steps:
         found = client.fetch_many(keys)
@@ -123,8 +116,10 @@ def blocking_multi(client: Adapter, steps: list[Any]) -> None:
 
 
 def blocking_sets(client: Adapter, steps: list[Any]) -> None:
+    store, stored = client.store, client.stored
     for key, value in steps:
-        client.store(key, value)
+        if (outcome := store(key, value)) != stored:
+            raise refused(key, outcome)
 
 
 # -- by callbacks
@@ -153,7 +148,25 @@ class Chain:
         self._fetch(key, callback=self.step, fail_callback=self._done)
 
 
-async def chains(client: Adapter, parts: list[list[Any]]) -> None:
+class ClockedChain(Chain):
+    """A chain that keeps how long each of its calls took."""
+
+    def __init__(self, times: list[float], *told: Any) -> None:
+        super().__init__(*told)
+        self._times = times
+
+    def begin(self) -> None:
+        self._begun = time.perf_counter()
+        super().begin()
+
+    def step(self, got: Any) -> None:
+        now = time.perf_counter()
+        self._times.append(now - self._begun)
+        self._begun = now
+        super().step(got)
+
+
+async def chains(parts: list[list[Any]], chain: Callable[..., Chain]) -> None:
     """Has a chain for each part, until all are through or one has failed."""
     all_done = asyncio.get_running_loop().create_future()
     left = len(parts)
@@ -167,7 +180,7 @@ async def chains(client: Adapter, parts: list[list[Any]]) -> None:
             all_done.set_result(None)
 
     for part in parts:
-        Chain(client, part, done).begin()
+        chain(part, done).begin()
     await all_done
 
 
@@ -180,11 +193,8 @@ BLOCKING = {"gets": blocking_gets, "multi": blocking_multi, "sets": blocking_set
 
 def caller_of(client: Adapter, workload: Workload) -> Any:
     """Returns the function that makes one caller's calls."""
-    large = workload.kind == "gets" and workload.size >= LARGE
     if client.style == "call":
-        return blocking_gets_large if large else BLOCKING[workload.kind]
-    if large:
-        return gets_large
+        return BLOCKING[workload.kind]
     if client.items and workload.kind in ("gets", "mix"):
         return gets_of_items if workload.kind == "gets" else mix_of_items
     return AWAITED[workload.kind]
@@ -197,23 +207,24 @@ async def run(client: Adapter, workload: Workload, parts: list[list[Any]]) -> No
         for part in parts:
             caller(client, part)
     elif client.style == "callback":
-        await chains(client, parts)
+        await chains(parts, partial(Chain, client))
     else:
         await asyncio.gather(*[caller(client, part) for part in parts])
 
 
 async def run_clocked(client: Adapter, workload: Workload, parts: list[list[Any]]) -> list[float]:
     """Makes all calls and returns how long each took, in seconds."""
-    caller, clock = caller_of(client, workload), time.perf_counter
     times: list[float] = []
+    if client.style == "callback":
+        await chains(parts, partial(ClockedChain, times, client))
+        return times
+    caller, clock = caller_of(client, workload), time.perf_counter
 
     async def awaited(part: list[Any]) -> None:
         for step in part:
             begun = clock()
             if client.style == "call":
                 caller(client, (step,))
-            elif client.style == "callback":
-                await chains(client, [[step]])
             else:
                 await caller(client, (step,))
             times.append(clock() - begun)

@@ -16,8 +16,6 @@ KEYS = 1000
 BYTES = 8_000_000
 #: Of so many calls of a mixed workload one is a set.
 MIX = 10
-#: Values of this size and more are compared by their length and beginning while time is taken.
-LARGE = 10_000
 
 
 @dataclass(frozen=True)

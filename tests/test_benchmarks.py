@@ -99,13 +99,16 @@ class Forgetful:
     """An adapter of a client that is wrong in one way."""
 
     style, bytes_keys, items, kinds = "await", False, False, frozenset({"gets"})
+    stored = True
 
-    def __init__(self, spoil: Any) -> None:
+    def __init__(self, spoil: Any, outcome: Any = True) -> None:
         self._kept: dict[str, bytes] = {}
         self._spoil = spoil
+        self._outcome = outcome
 
-    async def store(self, key: str, value: bytes) -> None:
+    async def store(self, key: str, value: bytes) -> Any:
         self._kept[key] = self._spoil(value)
+        return self._outcome
 
     async def fetch(self, key: str) -> bytes | None:
         return self._kept.get(key, self._spoil(None))
@@ -125,6 +128,23 @@ def test_a_client_that_is_not_binary_safe_or_knows_no_miss_is_not_timed(spoil: A
     asyncio.run(check(Forgetful(lambda value: value), WORKLOADS["seq"]))  # type: ignore[arg-type]
     with pytest.raises(Wrong):
         asyncio.run(check(Forgetful(spoil), WORKLOADS["seq"]))  # type: ignore[arg-type]
+
+
+def test_a_store_that_was_refused_is_found_out() -> None:
+    client: Any = Forgetful(lambda value: value, outcome=False)
+    with pytest.raises(Wrong, match="not stored"):
+        asyncio.run(check(client, WORKLOADS["seq"]))
+    for kind, step in (("sets", ("key", b"value")), ("mix", ("key", b"value", True))):
+        with pytest.raises(Wrong, match="not stored"):
+            asyncio.run(drive.run(client, Workload("w", "", kind), [[step]]))
+
+
+def test_a_large_value_is_compared_to_its_last_byte() -> None:
+    client: Any = Forgetful(lambda value: value and value[:-1] + b"y")
+    client._kept["key"] = b"x" * 99_999 + b"y"
+    with pytest.raises(Wrong):
+        step = ("key", b"x" * 100_000)
+        asyncio.run(drive.run(client, Workload("w", "", size=100_000), [[step]]))
 
 
 # -- a whole run

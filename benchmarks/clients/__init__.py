@@ -79,6 +79,8 @@ class Adapter:
     fetch: Any = None
     store: Any = None
     fetch_many: Any = None
+    #: What ``store`` gives when it stored, and only then.
+    stored: Any = True
 
     async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
         """Makes the client as it serves so many callers, and values of that size, best."""

@@ -25,6 +25,7 @@ class Client(Adapter):
     )
     bytes_keys = True
     items = True
+    stored = None  # (what is not stored raises)
 
     async def open_best(self, addresses: list[str], callers: int, size: int) -> None:
         several = min(callers, self.connections)
