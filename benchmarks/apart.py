@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from .ending import end, started_apart
 from .rounds import ROOT, empty
 from .servers import cores
 from .worker import new_loop, pin
@@ -40,14 +41,22 @@ def here(measure: Callable[[str], Coroutine[Any, Any, dict[str, Any]]]) -> None:
 def once(module: str, client: str, loop: str) -> dict[str, Any]:
     """Measures in a process of its own; returns the figures, or ``{"error": ...}``."""
     line = [sys.executable, "-m", f"benchmarks.{module}", client, loop]
+    pipe = subprocess.PIPE
+    process = started_apart(line, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
     try:
-        ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+        told, errors = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return {"error": f"not done within {LIMIT:.0f} s"}
-    if ended.returncode or not ended.stdout:
-        last = ended.stderr.strip().splitlines()[-1:]
-        return {"error": f"status {ended.returncode}: {' '.join(last)}"[:300]}
-    found: dict[str, Any] = json.loads(ended.stdout)
+    finally:
+        # It has a memcached of its own, which is stopped perhaps.
+        end(process)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    if process.returncode or not told:
+        last = errors.strip().splitlines()[-1:]
+        return {"error": f"status {process.returncode}: {' '.join(last)}"[:300]}
+    found: dict[str, Any] = json.loads(told)
     return found
 
 

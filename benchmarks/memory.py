@@ -45,6 +45,13 @@ def missing() -> str | None:
     return None
 
 
+def why_not(client: str) -> str | None:
+    """Returns why a client is left out, or None."""
+    if client in CLIENTS:
+        return None
+    return "a column of this client" if client.startswith("ours") else "only threads wait for it"
+
+
 def ignore(outcome: Any) -> None:
     """Takes an outcome that nobody wants."""
 
@@ -187,8 +194,7 @@ def measure(
     clients: Sequence[str], rounds: int, loop: str, seconds: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
     # (The figures hardly differ from one round to the next.)
-    known = [one for one in clients if one in CLIENTS]
-    return in_turn("memory", known, min(rounds, 3), loop, say)
+    return in_turn("memory", clients, min(rounds, 3), loop, say)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from .clients import Adapter, adapter
+from .ending import end, started_apart
 from .servers import cores, started
-from .workloads import Workload
+from .workloads import KINDS, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A process lives for so many rounds of one workload: some are born slower than others by a
@@ -40,7 +41,7 @@ class Worker:
     def ask(self, do: str, **told: Any) -> dict[str, Any]:
         """Has the process do something; returns its answer, or ``{"error": ...}``."""
         if self._process is None:
-            self._process = subprocess.Popen(
+            self._process = started_apart(
                 self._line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
         process = self._process
@@ -62,8 +63,7 @@ class Worker:
 
     def end(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            end(self._process)
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     with contextlib.suppress(BrokenPipeError):
@@ -71,18 +71,20 @@ class Worker:
             self._process = None
 
 
-def can(client: type[Adapter], workload: Workload) -> bool:
-    """Tells whether a client has anything that a workload could measure."""
+def why_not(client: type[Adapter], workload: Workload) -> str | None:
+    """Returns why a client has nothing that a workload could measure, or None."""
     if workload.servers > 1 and not client.many_servers:
-        return False
+        return "it has one server"
     if client.style == "call" and workload.callers > 1:
-        return False
-    return workload.kind in client.kinds
+        return "its calls block: one caller at a time"
+    if client.style == "callback" and workload.kind not in client.kinds:
+        return "its callbacks are measured by gets"
+    return None if workload.kind in client.kinds else f"it has no {KINDS[workload.kind]}"
 
 
 def empty() -> dict[str, Any]:
     """Returns what is known of a client under a workload before it was tried."""
-    return {"rounds": [], "error": None, "wrong": False}
+    return {"rounds": [], "error": None, "wrong": False, "retried": []}
 
 
 class Rounds:
@@ -104,8 +106,10 @@ class Rounds:
 
     def measure(self, workload: Workload, rounds: int) -> dict[str, Any]:
         """Returns the rounds of each client that can do the workload."""
-        able = [one for one in self._workers if can(adapter(one.client), workload)]
+        able = [one for one in self._workers if not why_not(adapter(one.client), workload)]
         found = {worker.client: empty() for worker in able}
+        if not able:
+            return found
         begun = time.monotonic()
         with started(workload.servers, workload.size) as servers:
             told = {"workload": workload.as_dict(), "seconds": self._seconds}
@@ -133,12 +137,13 @@ class Rounds:
 
     def _prepare(self, worker: Worker, found: dict[str, Any], told: dict[str, Any]) -> None:
         """Makes a worker ready; a second time if the first failed, but not if it was wrong."""
-        before = found[worker.client]["rounds"]
+        mine = found[worker.client]
         self._take(worker, found, "prepare", **told)
-        first = found[worker.client]
-        if first["error"] and not first["wrong"]:
+        if mine["error"] and not mine["wrong"]:
             worker.end()
-            found[worker.client] = {**empty(), "rounds": before}
+            mine["retried"].append(mine["error"])
+            mine["error"] = None
+            self._say(f"{worker.client}: is made ready a second time")
             self._take(worker, found, "prepare", **told)
 
     def _take(self, worker: Worker, found: dict[str, Any], do: str, **told: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .apart import here, in_turn
-from .clients import Adapter, Blocking, adapter
+from .clients import FLOORS, Adapter, Blocking, adapter
 from .servers import started
 
 ABOUT = "1 000 calls with a timeout of 100 ms to a server that has stopped"
@@ -28,6 +28,15 @@ TICK = 0.001
 
 def missing() -> str | None:
     return None
+
+
+def why_not(client: str) -> str | None:
+    """Returns why a client is left out, or None."""
+    if client in CLIENTS:
+        return None
+    if client in FLOORS:
+        return "it is no client"
+    return "as this client" if client.startswith("ours") else "its calls wait one after the other"
 
 
 class Watch:
@@ -94,7 +103,7 @@ def stalled_calls(client: Adapter) -> list[asyncio.Future[Any]]:
 def measure(
     clients: Sequence[str], rounds: int, loop: str, seconds: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    return in_turn("stall", [one for one in clients if one in CLIENTS], rounds, loop, say)
+    return in_turn("stall", clients, rounds, loop, say)
 
 
 if __name__ == "__main__":

@@ -133,28 +133,69 @@ def failures(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def remarks(found: dict[str, Any]) -> list[str]:
+    """Returns a line for whatever is not as it was asked for: failures, second tries, the end."""
+    lines = failures(found)
+    for workload, clients in found["results"].items():
+        for client, one in clients.items():
+            for why in one.get("retried", ()):
+                lines.append(
+                    f"{workload}: {title(found, client)} was made ready a second time: {why}"
+                )
+    lines += [f"{name}: skipped, {why}" for name, why in found["skipped"].items()]
+    if missing := found["about"].get("not_installed"):
+        lines.append(f"not installed, left out: {', '.join(missing)}")
+    if found.get("stopped"):
+        lines.append(f"this run did not end by itself: {found['stopped']}")
+    return lines
+
+
+def left_out(found: dict[str, Any], workload: str) -> str:
+    """Returns who is not in a table, and why, in one line; "" if all are."""
+    reasons: dict[str, list[str]] = {}
+    for client, why in found.get("left_out", {}).get(workload, {}).items():
+        reasons.setdefault(why, []).append(title(found, client))
+    said = [f"{', '.join(clients)} ({why})" for why, clients in reasons.items()]
+    return f"Not among them: {'; '.join(said)}." if said else ""
+
+
 def notes(found: dict[str, Any], bullet: str = "") -> list[str]:
     """Returns what was measured with what settings, and on what."""
     about, lines = found["about"], []
     for client in about["clients"].values():
-        lines += item(bullet, f"{client['title']} {client['version']}: {client['settings']}")
+        name = f"{client['title']} {client['version']}".rstrip()
+        lines += item(bullet, f"{name}: {client['settings']}")
     pinned = "each on its own core" if about["pinned"] else "not kept on cores"
+    cpu = f" ({about['cpu']})" if about.get("cpu") else ""
     lines += item(
         bullet,
         f"Python {about['python']}, Tornado {about['tornado']}, loop {about['loop']}, memcached "
-        f"{about['memcached']} with one thread, {about['cores']} cores, client and server "
-        f"{pinned}; {about['rounds']} rounds of {about['seconds']:g} s in turn; the run took "
+        f"{about['memcached']} with one thread, {about['cores']} cores{cpu}, client and server "
+        f"{pinned}; {about['rounds']} rounds of about {about['seconds']:g} s in turn; the run took "
         f"{found['seconds']} s",
     )
     return lines
 
 
+def made_by(found: dict[str, Any], quote: str = "") -> str:
+    """Returns the command, the commit, the moment and how busy the machine was; "" if not kept."""
+    about = found["about"]
+    if not about.get("command"):
+        return ""
+    commit = f"at commit {about['commit']}" if about.get("commit") else "at no known commit"
+    said = f"Made by {quote}{about['command']}{quote} {commit}, {about['date']}"
+    if about.get("load_begin") is not None:
+        said += f", load average {about['load_begin']} at its begin, {about['load_end']} at its end"
+    return said + "."
+
+
 def as_text(found: dict[str, Any]) -> str:
     """Returns all tables for a terminal."""
     lines: list[str] = []
-    for workload in found["results"]:
-        lines += [f"{workload}: {found['workloads'][workload]}", *table_of(found, workload), ""]
-    lines += [f"{name}: skipped, {why}" for name, why in found["skipped"].items()]
+    for workload, clients in found["results"].items():
+        lines.append(f"{workload}: {found['workloads'][workload]}")
+        lines += table_of(found, workload) if clients else ["none of the clients can do this"]
+        lines += [*item("", left_out(found, workload)), ""]
     bars = bar_table(found)
     lines += [f"bars, on {found['about']['loop']}:", *bars, ""] if bars else []
-    return "\n".join([*lines, *failures(found), *notes(found)])
+    return "\n".join([*lines, *remarks(found), *notes(found), *item("", made_by(found))])

@@ -14,6 +14,14 @@ from typing import Any
 KEYS = 1000
 #: Bytes that all values of a workload come to, at most (one value may be larger).
 BYTES = 8_000_000
+#: What the kinds of workloads ask a client for.
+KINDS = {
+    "gets": "get",
+    "mix": "get and set",
+    "burst": "gather",
+    "multi": "get_multi",
+    "sets": "set",
+}
 #: Of so many calls of a mixed workload one is a set.
 MIX = 10
 

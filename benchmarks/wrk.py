@@ -28,6 +28,7 @@ from tornado_memcache.web import asynchronous
 from . import servers
 from .checks import check, native
 from .clients import adapter
+from .ending import end, started_apart
 from .rounds import ROOT, empty
 from .servers import cores, started
 from .worker import new_loop, pin
@@ -44,6 +45,11 @@ CONNECTIONS = 32
 def missing() -> str | None:
     """Returns why this cannot be measured, or None."""
     return None if shutil.which("wrk") else "wrk is not installed (apt-get install wrk)"
+
+
+def why_not(client: str) -> str | None:
+    """Returns why a client is left out, or None."""
+    return None if adapter(client).distribution else "it is no client"
 
 
 # -- the application, in a process of its own
@@ -111,7 +117,7 @@ def serve(name: str, loop_name: str, address: str) -> None:
 def served(name: str, loop: str, address: str) -> Iterator[tuple[int, int]]:
     """Serves the page of a client meanwhile: gives its port and its process."""
     line = [sys.executable, "-m", "benchmarks.wrk", name, loop, address]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
+    process = started_apart(line, cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         port = process.stdout.readline()
@@ -119,8 +125,7 @@ def served(name: str, loop: str, address: str) -> Iterator[tuple[int, int]]:
             raise RuntimeError(f"the application ended with status {process.wait()}")
         yield int(port), process.pid
     finally:
-        process.kill()
-        process.wait()
+        end(process)
         process.stdout.close()
 
 
@@ -133,9 +138,12 @@ def under_wrk(port: int, pid: int, seconds: float) -> dict[str, float]:
     # (wrk may starve on the core of memcached for longer than its own timeout.)
     line += ["--timeout", "20s", f"http://127.0.0.1:{port}/"]
     before = cpu_of(pid)
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
-    pin_wrk(process.pid)
-    said, _ = process.communicate()
+    process = started_apart(line, stdout=subprocess.PIPE, text=True)
+    try:
+        pin_wrk(process.pid)
+        said, _ = process.communicate()
+    finally:
+        end(process)
     return {**read(said), "cpu": (cpu_of(pid) - before) / requests(said)}
 
 
@@ -173,8 +181,7 @@ def read(said: str) -> dict[str, float]:
 def measure(
     clients: Sequence[str], rounds: int, loop: str, seconds: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    able = [one for one in clients if adapter(one).distribution]
-    found = {client: empty() for client in (NO_CACHE, *able)}
+    found = {client: empty() for client in (NO_CACHE, *clients)}
     with contextlib.ExitStack() as stack:
         (server,) = stack.enter_context(started(1))
         served_at: dict[str, tuple[int, int]] = {}

@@ -212,6 +212,8 @@ class Memcached:
                 self._wait_until_it_answers()
             except BaseException as error:
                 self.kill()
+                if not isinstance(error, Exception):  # (Who is asked to end starts no other.)
+                    raise
                 said.seek(0)
                 text = said.read(2000).decode(errors="replace").strip()
                 raise OSError(f"memcached did not start ({error}): {text}") from error

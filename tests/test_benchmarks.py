@@ -7,9 +7,12 @@ measurement of two clients. No test depends on how fast anything is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,7 @@ async def driven(name: str, server: Memcached) -> list[str]:
     stored = set()
     for workload in TINY:
         kind = adapter(name)
-        if not rounds.can(kind, workload):
+        if rounds.why_not(kind, workload):
             continue
         client = kind()
         await client.open_best([server.address], workload.callers, workload.size)
@@ -167,8 +170,13 @@ def test_a_short_run_prints_its_tables_and_is_kept_and_reported(tmp_path: Path) 
         for one in clients.values():
             assert len(one["rounds"]) == 2 and one["error"] is None
             assert all(min(figures.values()) > 0 for figures in one["rounds"])
-    # Nothing of this machine but how many cores it has.
+    # Of this machine the kind, and how many cores it has; the file is named without its folder.
     assert not {"host", "hostname", "node"} & set(found["about"])
+    assert found["about"]["command"].endswith("--seconds 0.02 --json found.json")
+    assert str(tmp_path) not in kept.read_text()
+    for name in ("commit", "date", "cpu", "cores", "python", "load_begin", "load_end"):
+        assert name in found["about"]
+    assert found["stopped"] is None and not list(tmp_path.glob("*.part"))
     assert found["about"]["clients"]["ours"]["settings"]
     line = [sys.executable, "-m", "benchmarks.report", "--docs", str(tmp_path), str(kept)]
     subprocess.run(line, cwd=ROOT, check=True, timeout=60)
@@ -177,6 +185,115 @@ def test_a_short_run_prints_its_tables_and_is_kept_and_reported(tmp_path: Path) 
     assert plots
     for plot in plots:
         assert ElementTree.parse(plot).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def run(*words: str, **told: Any) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "benchmarks", *words]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, **told)
+
+
+def processes_under(pid: int) -> list[int]:
+    """Returns the living processes that ``pid`` started, and those that they started."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = list(parents.get(pid, []))
+    for child in found:  # (which grows)
+        found += parents.get(child, [])
+    return found
+
+
+@pytest.mark.parametrize(
+    "number, then",
+    [
+        (signal.SIGINT, "seq,c32,c256,c1000,mix256"),
+        (signal.SIGHUP, "seq,c32,c256,c1000,mix256"),
+        (signal.SIGTERM, "memory"),
+    ],
+)
+def test_a_run_that_is_stopped_keeps_what_it_has_and_leaves_no_process(
+    number: signal.Signals, then: str, tmp_path: Path
+) -> None:
+    kept = tmp_path / "found.json"
+    line = [sys.executable, "-m", "benchmarks", "--clients", "ours", "--json", str(kept)]
+    line += ["--workloads", f"get_multi100,{then}", "--rounds", "1", "--seconds", "0.01"]
+    pipe = subprocess.PIPE
+    # (A suite that runs in the background may have been told to ignore these.)
+    heeding: Any = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}
+    with subprocess.Popen(
+        line, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, **heeding
+    ) as process:
+        children: list[int] = []
+        end = time.monotonic() + 50
+        while not kept.exists() and time.monotonic() < end:
+            time.sleep(0.002)
+        while not children and time.monotonic() < end:
+            children = processes_under(process.pid)
+        process.send_signal(number)
+        told, errors = process.communicate(timeout=30)
+    assert "Traceback" not in errors, errors
+    assert process.returncode == 128 + number
+    assert list(json.loads(kept.read_text())["results"])[:1] == ["get_multi100"]
+    assert f"did not end by itself: {number.name}" in told and "get_multi100" in told
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--seconds", "0"], "--seconds: 0 is not more than 0"),
+        (["--seconds", "nan"], "--seconds: nan is not more than 0"),
+        (["--seconds", "inf"], "--seconds: inf is not more than 0"),
+        (["--rounds", "0"], "--rounds: 0 is not 1 or more"),
+        (["--clients", "ours,,emcache"], "there is no ''"),
+        (["--json", "no/such/folder/found.json"], "cannot be written: No such file"),
+        (["--json", "/dev/null"], "cannot be written: it is no file"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line_before_anything_begins(
+    words: list[str], said: str
+) -> None:
+    ended = run(*words)
+    assert ended.returncode == 2 and not ended.stdout
+    assert said in ended.stderr.splitlines()[-1] and "Traceback" not in ended.stderr
+
+
+def test_what_is_not_installed_is_told_in_one_line(monkeypatch: Any, capsys: Any) -> None:
+    def refused(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+        with pytest.raises(SystemExit):
+            command.arguments()
+        return str(capsys.readouterr().err.splitlines()[-1])
+
+    with monkeypatch.context() as without:
+        without.setattr(command, "find_binary", lambda: None)
+        assert "no memcached on PATH" in refused()
+    with monkeypatch.context() as without:
+        without.setattr(command.importlib.util, "find_spec", lambda name: None)
+        assert "uvloop: it is not installed" in refused("--loop", "uvloop")
+    monkeypatch.setattr(command, "version", lambda name: None)
+    assert "none is installed of emcache, pylibmc" in refused("--clients", "emcache, pylibmc")
+
+
+def test_who_cannot_do_a_workload_is_told_with_the_reason() -> None:
+    ended = run("--clients", "raw_socket", "--workloads", "c32", "--rounds", "1", "--quiet")
+    assert ended.returncode == 0, ended.stderr
+    assert "none of the clients can do this" in ended.stdout
+    assert "a raw blocking socket (its calls block: one caller at a time)" in ended.stdout
+
+
+def test_a_client_that_was_made_ready_a_second_time_is_told(monkeypatch: Any) -> None:
+    answers = iter([{"error": "OSError: busy"}, {"calls": 1}, {"ops": 1.0}, {}])
+    monkeypatch.setattr(rounds.Worker, "ask", lambda *_, **__: next(answers))
+    said: list[str] = []
+    with rounds.Rounds(["ours"], "asyncio", 0.01, said.append) as several:
+        results = several.measure(WORKLOADS["seq"], 1)
+    assert results["ours"]["error"] is None and results["ours"]["rounds"] == [{"ops": 1.0}]
+    found = {"results": {"seq": results}, "about": {"clients": {}}, "skipped": {}}
+    assert table.remarks(found) == ["seq: ours was made ready a second time: OSError: busy"]
+    assert "ours: is made ready a second time" in said
 
 
 def test_a_client_that_fails_or_is_wrong_fails_the_run() -> None:
