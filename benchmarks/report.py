@@ -1,28 +1,46 @@
 """The documentation's tables and plots: ``python -m benchmarks.report RESULTS.json ...``.
 
 Knows the results that ``python -m benchmarks --json`` kept, of one loop or of
-several. Writes ``docs/performance_tables.rst`` and ``docs/performance_*.svg``.
-It must not know how they were come by, and adds no word to praise them.
+several. Writes ``docs/performance_tables.rst``, ``docs/performance_faster.rst``,
+which has every row in which another is faster, and ``docs/performance_*.svg``;
+nothing before all files were read. It must not know how they were come by, and
+adds no word to praise them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import svg
-from .bars import figures
+from .bars import figures, ratios
 from .clients import FLOORS
 from .fault_table import item
 from .growth import FAMILIES, size_of
-from .table import LIMITED, amount, bar_table, failures, notes, simple_table, table_of, title
+from .table import (
+    LIMITED,
+    amount,
+    bar_table,
+    left_out,
+    made_by,
+    notes,
+    remarks,
+    simple_table,
+    table_of,
+    title,
+)
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TABLES = "performance_tables.rst"
+FASTER = "performance_faster.rst"
+MADE = ".. Made by benchmarks.report; what it is made from comes from benchmarks."
+#: Another is told as faster from this ratio on: less cannot be told from noise.
+TELLS = 1.05
 #: Those whose speed stands side by side in one plot.
 MANY_CALLERS = ("c32", "c256", "c1000", "mix256", "burst100")
 ONE_CALLER = ("seq", "get_multi100", "get100k", "get1m", "set1m", "wrk")
@@ -106,16 +124,38 @@ def growth_plot(found: dict[str, Any], family: str) -> str | None:
     return svg.lines(f"{what} a second, by {about}", about, lines)
 
 
-def plots(found: dict[str, Any]) -> dict[str, str]:
-    """Returns the plots that a run has figures for, by the names of their files."""
-    suffix = "" if found["about"]["loop"] == "asyncio" else f"_{found['about']['loop']}"
-    made = {
-        "concurrent": speed_plot(found, MANY_CALLERS),
-        "one_caller": speed_plot(found, ONE_CALLER),
-        "memory": memory_plot(found),
-        **{family: growth_plot(found, family) for family in FAMILIES},
-    }
-    return {f"performance_{name}{suffix}.svg": text for name, text in made.items() if text}
+class Plot(NamedTuple):
+    """A plot: its file, what it shows in words, the workloads or the family beside which it is."""
+
+    file: str
+    alt: str
+    beside: Sequence[str]
+    text: str
+
+    def lines(self) -> list[str]:
+        return ["", f".. image:: {self.file}", f"   :alt: {self.alt}"]
+
+
+def plots(found: dict[str, Any]) -> list[Plot]:
+    """Returns the plots that a run has figures for."""
+    loop = found["about"]["loop"]
+    suffix = "" if loop == "asyncio" else f"_{loop}"
+    several = ("concurrent", MANY_CALLERS, "Operations a second with many callers")
+    one = ("one_caller", ONE_CALLER, "Operations a second with one caller, and of a handler")
+    made: list[tuple[str, str, Sequence[str], str | None]] = [
+        (name, f"{alt}, a bar for each client", workloads, speed_plot(found, workloads))
+        for name, workloads, alt in (several, one)
+    ]
+    memory = "Bytes of a call in flight and of an idle connection, a bar for each client"
+    made.append(("memory", memory, ("memory",), memory_plot(found)))
+    for family, (about, _) in FAMILIES.items():
+        alt = f"Operations a second by {about}, a line for each client"
+        made.append((family, alt, (family,), growth_plot(found, family)))
+    return [
+        Plot(f"performance_{name}{suffix}.svg", f"{alt}; loop {loop}", beside, text)
+        for name, alt, beside, text in made
+        if text
+    ]
 
 
 # -- tables
@@ -138,20 +178,113 @@ def growth_table(found: dict[str, Any], family: str) -> list[str]:
 
 
 def section(found: dict[str, Any]) -> list[str]:
-    """Returns all tables of one run."""
+    """Returns all tables of one run, each plot above the first of its tables."""
     families = {one.name for _, workloads in FAMILIES.values() for one in workloads}
-    lines = [f"**The bars, loop {found['about']['loop']}**", "", *bar_table(found)]
+    waiting = plots(found)
+
+    def plotted(name: str) -> list[str]:
+        some = [plot for plot in waiting if name in plot.beside]
+        waiting[:] = [plot for plot in waiting if plot not in some]
+        return [line for plot in some for line in plot.lines()]
+
+    lines = item("", made_by(found, "``"))
+    if bars := bar_table(found):
+        lines += ["", f"**The bars, loop {found['about']['loop']}**", "", *bars]
     for workload in found["results"]:
         if workload not in families:
             unit = "" if workload in LIMITED else " (medians; x ours: quartiles of the rounds)"
             about = found["workloads"][workload]
-            lines += ["", f"**{workload}**: {about}{unit}", "", *table_of(found, workload)]
+            lines += [*plotted(workload), "", f"**{workload}**: {about}{unit}", ""]
+            lines += [*table_of(found, workload), "", *item("", left_out(found, workload))]
     for family in FAMILIES:
-        lines += growth_table(found, family)
+        lines += [*plotted(family), *growth_table(found, family)]
     lines += ["", "How it was taken:", "", *notes(found, "- ")]
-    for line in failures(found):
+    for line in remarks(found):
         lines += item("- ", line.replace("`", "'").replace("*", "").replace("_", r"\_"))
-    return [*lines, *(f"- {name}: skipped, {why}" for name, why in found["skipped"].items()), ""]
+    return [*lines, ""]
+
+
+# -- where others are faster
+
+
+def others(found: dict[str, Any], workload: str) -> list[str]:
+    """Returns all but this client and the loop alone, which asks no server."""
+    names = found["results"][workload]
+    return [one for one in names if not one.startswith("ours") and one != NO_SERVER]
+
+
+def ahead(found: dict[str, Any], workload: str, name: str, *, less: bool = False) -> list[str]:
+    """Returns who is ahead of this client in a figure, the first being the most; floors last."""
+    results, told = found["results"], []
+    ours = figures(results, workload, "ours", name)
+    for client in others(found, workload):
+        theirs = figures(results, workload, client, name)
+        ratio = median(ratios(theirs, ours) or [1.0])
+        if ratio * TELLS < 1 if less else ratio > TELLS:
+            floor = client in FLOORS
+            said = f"{title(found, client)}{' (a floor)' if floor else ''} {ratio:.3g} x"
+            told.append((floor, ratio if less else -ratio, said))
+    return [said for _, _, said in sorted(told)]
+
+
+def faster(found: dict[str, Any]) -> Iterator[str]:
+    """Yields a line for each row of each table in which another is ahead."""
+    for workload in found["results"]:
+        for figure, about in LIMITED.get(workload, {"ops": "operations a second"}).items():
+            if told := ahead(found, workload, figure, less=workload in LIMITED):
+                limited = f"{workload}, {about}"
+                what = limited if workload in LIMITED else found["workloads"][workload]
+                yield f"{what}: {'; '.join(told)}"
+
+
+def faster_section(found: dict[str, Any]) -> list[str]:
+    grown = {one.name for _, workloads in FAMILIES.values() for one in workloads}
+    grows = ", as the load grows" if grown.issuperset(found["results"]) else ""
+    lines = [f"**Loop {found['about']['loop']}{grows}**, x this client:", ""]
+    for told in list(faster(found)) or ["nobody is."]:
+        lines += item("- ", told)
+    return [*lines, ""]
+
+
+# -- the command
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads what ``--json`` kept; ValueError in words if it is anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not what --json keeps: {error}") from None
+    parts = ("about", "workloads", "results", "skipped", "seconds")
+    if not isinstance(found, dict) or any(part not in found for part in parts):
+        raise ValueError(f"{path} is not what --json keeps")
+    if not found["results"]:
+        raise ValueError(f"{path} has no figures: nothing was measured")
+    return found
+
+
+def report(paths: Sequence[Path]) -> dict[str, str]:
+    """Returns the texts that come of some results, by the names of their files."""
+    files: dict[str, str] = {}
+    tables, ahead_lines = [MADE, ""], [MADE, ""]
+    for path in paths:
+        found = read(path)
+        try:
+            tables += section(found)
+            ahead_lines += faster_section(found)
+            made = plots(found)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not what --json keeps: it lacks {error}") from error
+        for plot in made:
+            if plot.file in files:
+                raise ValueError(f"{path} has figures for {plot.file}, as one before it has")
+            files[plot.file] = plot.text
+    for name, lines in ((TABLES, tables), (FASTER, ahead_lines)):
+        text = "\n".join(lines).strip("\n") + "\n"
+        files[name] = re.sub("\n{3,}", "\n\n", text)
+    return files
 
 
 def main() -> int:
@@ -159,15 +292,17 @@ def main() -> int:
     parser.add_argument("results", type=Path, nargs="+", help="what --json kept, a file a loop")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where to write (docs)")
     chosen = parser.parse_args()
-    lines = [".. Made by benchmarks.report; what it is made from comes from benchmarks.", ""]
-    for path in chosen.results:
-        found = json.loads(path.read_text())
-        lines += section(found)
-        for name, text in plots(found).items():
+    if not chosen.docs.is_dir():
+        parser.error(f"--docs {chosen.docs}: there is no such folder")
+    try:
+        files = report(chosen.results)
+        for name, text in files.items():
             (chosen.docs / name).write_text(text)
             print(chosen.docs / name)
-    (chosen.docs / TABLES).write_text("\n".join(lines).rstrip("\n") + "\n")
-    print(chosen.docs / TABLES)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error.filename} cannot be written: {error.strerror}")
     return 0
 
 

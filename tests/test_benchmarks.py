@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -296,6 +297,85 @@ def test_a_client_that_was_made_ready_a_second_time_is_told(monkeypatch: Any) ->
     assert "ours: is made ready a second time" in said
 
 
+def test_the_readme_quotes_the_table_of_256_callers() -> None:
+    table_of_256 = (ROOT / "docs" / reporting.TABLES).read_text().split("**c256**")[1]
+    rows = [re.split(r"  +", line) for line in table_of_256.partition("**")[0].splitlines()]
+    cells = [row for row in rows if len(row) == 6 and row[2][0].isdigit()]
+    ours = {row[0]: float(row[2].split()[0]) for row in cells}
+    readme = (ROOT / "README.rst").read_text()
+    (row,) = re.findall(r"^gets/s, 256 callers, relative +(.*)$", readme, re.M)
+    told = [cell for cell in row.replace("[#]_", "").split() if cell != "-"]
+    names = ("this client", "emcache", "aiomcache", "pymemcache in threads")
+    right = [f"{ours[name] / ours['emcache']:.2g}" for name in names]
+    assert told == right, "README.rst is to have the figures of docs/performance_tables.rst"
+    batching = f"{ours['emcache, autobatching'] / ours['emcache']:.2g}"
+    assert f".. [#] {batching} with its opt-in batching" in readme
+
+
+def speeds(workload: str, **ops: float) -> dict[str, Any]:
+    """Returns the results of a run with one round."""
+    clients = {
+        name: {"rounds": [{"ops": one, "cpu": 1e-6, "p50": 1e-3, "p99": 2e-3}], "error": None}
+        for name, one in ops.items()
+    }
+    about = {"loop": "asyncio", "python": "3", "tornado": "6", "memcached": "1", "cores": 2}
+    about |= {"pinned": True, "rounds": 1, "seconds": 0.3, "load_begin": 0.5, "load_end": 1.5}
+    about |= {"command": "python -m benchmarks --rounds 1", "commit": "abc", "date": "today"}
+    told = {name: {"title": name, "version": "1", "settings": "none"} for name in ops}
+    return {
+        "about": {**about, "clients": told},
+        "seconds": 1,
+        "workloads": {workload: "what it is"},
+        "skipped": {},
+        "results": {workload: clients},
+    }
+
+
+def test_every_row_in_which_another_is_faster_is_told_by_the_report(tmp_path: Path) -> None:
+    kept, grown = tmp_path / "kept.json", tmp_path / "grown.json"
+    ops = {"ours": 100.0, "ours_callbacks": 200.0, "loop_alone": 900.0, "bare_batched": 300.0}
+    ops |= {"emcache": 106.0, "aiomcache": 104.0, "pylibmc": 120.0}
+    kept.write_text(json.dumps(speeds("seq", **ops)))
+    grown.write_text(json.dumps(speeds("callers10", ours=10.0, emcache=20.0)))
+    files = reporting.report([kept, grown])
+    told = " ".join(files[reporting.FASTER].split())
+    assert "- what it is: pylibmc 1.2 x; emcache 1.06 x; bare_batched (a floor) 3 x" in told
+    assert "emcache 2 x" in told and "aiomcache" not in told and "loop_alone" not in told
+    tables = files[reporting.TABLES]
+    # Each plot is shown, in words too, and each run is told with its command.
+    for name in files:
+        assert not name.endswith(".svg") or f".. image:: {name}\n   :alt: " in tables
+    said = "Made by ``python -m benchmarks --rounds 1`` at commit abc, today, load average 0.5"
+    assert " ".join(tables.split()).count(said) == 2
+    assert tables.count("**The bars") == 1  # (what grows has none)
+
+
+def test_a_report_of_what_cannot_be_read_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    good, docs = tmp_path / "good.json", tmp_path / "docs"
+    docs.mkdir()
+    good.write_text(json.dumps(speeds("seq", ours=1.0)))
+    for text, said in (
+        ("", "is not what --json keeps"),
+        ("[]", "is not what --json keeps"),
+        (json.dumps({**speeds("seq"), "results": {}}), "has no figures"),
+        (json.dumps({**speeds("seq", ours=1.0), "about": {}}), "it lacks"),
+        (good.read_text(), "as one before it has"),
+        (None, "cannot be read: No such file"),
+    ):
+        bad = tmp_path / "bad.json"
+        bad.unlink(missing_ok=True)
+        if text is not None:
+            bad.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            reporting.report([good, bad])
+    for where in ([str(bad), "--docs", str(docs)], [str(good), "--docs", str(tmp_path / "none")]):
+        line = [sys.executable, "-m", "benchmarks.report", *where]
+        ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 2 and "Traceback" not in ended.stderr
+        assert re.search("cannot be read|no such folder", ended.stderr.splitlines()[-1])
+    assert not list(docs.iterdir())
+
+
 def test_a_client_that_fails_or_is_wrong_fails_the_run() -> None:
     good = {"rounds": [{"ops": 1.0}], "error": None, "wrong": False}
     bad = {"rounds": [], "error": "Wrong: b'x'", "wrong": True}
@@ -342,6 +422,15 @@ def test_a_bar_is_judged_by_the_median_of_the_ratios_within_the_rounds() -> None
     assert (one.measured, one.low, one.high, one.met) == (2.0, 2.0, 2.0, True)
     one = judge(bar, results(ours=[19.0, 2.0, 30.0], peer=[10.0, 1.0, 20.0]))
     assert (one.measured, one.low, one.high, one.met) == (1.9, 1.5, 2.0, False)
+
+
+def test_a_bar_can_be_a_multiple_of_another_figure_of_the_same_rounds() -> None:
+    bar = Bar("w", "ours", None, most=5, figure="p99", to="p50")
+    found = results(ours=[1.0, 1.0, 1.0])
+    for one, times in zip(found["w"]["ours"]["rounds"], ((1.0, 4.0), (2.0, 12.0), (1.0, 3.0))):
+        one["p50"], one["p99"] = times
+    assert judge(bar, found)[1:] == (4.0, 3.0, 6.0, True)
+    assert bar.text == "ours: p99 <= 5 x p50"
 
 
 def test_a_limit_is_judged_by_the_median() -> None:
