@@ -146,16 +146,17 @@ async def _ended(client: Any, name: str, calls: list[Any]) -> None:
         closing.close()  # (which would wait for the calls; the process ends anyway)
 
 
-async def connections(name: str, server: Memcached) -> int | None:
-    """Returns the bytes of an idle connection; None where the client tells no way to have any."""
+async def connections(name: str, server: Memcached) -> dict[str, int]:
+    """Returns the bytes of an idle connection, new and used; nothing where none can be had."""
     client = adapter(name)()
     open_connections: Callable[[str, int], Awaitable[Any]] | None = getattr(
         client, "open_connections", None
     )
     if open_connections is None:
-        return None
+        return {}
     # (What the first ones bring along for all.)
     first = await open_connections(server.address, 2)
+    await client.use_connections(first, 2)
     await asyncio.sleep(0.05)
     tracemalloc.start()
     before, others = allocated(), int(server.stats()["curr_connections"])
@@ -167,10 +168,13 @@ async def connections(name: str, server: Memcached) -> int | None:
     if count < CONNECTIONS:
         raise RuntimeError(f"it opened {count} of {CONNECTIONS} connections")
     await asyncio.sleep(0.05)
-    found = round((allocated() - before) / count)
+    new = allocated() - before
+    await client.use_connections(keep, CONNECTIONS)
+    await asyncio.sleep(0.05)
+    used = allocated() - before
     del keep, first
     tracemalloc.stop()
-    return found
+    return {"connection": round(new / count), "used_connection": round(used / count)}
 
 
 async def measured(name: str) -> dict[str, Any]:
@@ -180,7 +184,7 @@ async def measured(name: str) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     # Connections first: calls that nobody waits for any more would stand in the way.
     with started(1) as (server,):
-        figures["connection"] = await connections(name, server)
+        figures.update(await connections(name, server))
     for way in WAYS if name == "ours" else WAYS[:1]:
         with started(1) as (server,):
             figures.update(await in_flight(name, server, way, A_TICK))

@@ -25,6 +25,7 @@ LIMITED = {
         "budget": "budget",
         "tombstone": "tombstone",
         "connection": "idle connection",
+        "used_connection": "used and idle",
     },
 }
 

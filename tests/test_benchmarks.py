@@ -394,6 +394,11 @@ def test_a_stopped_server_is_measured() -> None:
     assert found["timers"] >= 0 and found["all_back_ms"] > 99 and found["lag_ms"] > 0
 
 
+def test_a_connection_is_measured_new_and_used() -> None:
+    found = once("memory", "bare_pipelined", "asyncio")
+    assert min(found["connection"], found["used_connection"]) > 0
+
+
 def test_what_wrk_prints_is_read() -> None:
     said = "   50%   14.15ms\n  99%    1.20s \n 500 requests in 2.00s\nRequests/sec:   1720.14\n"
     assert wrk.read(said) == {"ops": 1720.14, "p50": pytest.approx(0.01415), "p99": 1.2}

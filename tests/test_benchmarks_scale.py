@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import PROCESSES, SERVERS, amount, one_call_each, rows, table
+from benchmarks.scale import (
+    EMCACHE_CONNECTION,
+    OUR_CONNECTION,
+    PROCESSES,
+    SERVERS,
+    amount,
+    one_call_each,
+    rows,
+    table,
+)
 
 
 @pytest.mark.parametrize("servers", SERVERS)
@@ -36,3 +46,10 @@ def test_the_table_is_told_in_units() -> None:
         "5 GB",
     ]
     assert table().count("   * - ") == 1 + len(SERVERS) * len(PROCESSES)
+
+
+def test_the_documentation_holds_the_table_that_the_command_prints() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "performance.rst").read_text()
+    assert table() in text
+    for size in (OUR_CONNECTION, EMCACHE_CONNECTION):
+        assert f"takes {size / 1000:.1f} kB" in " ".join(text.split())

@@ -86,6 +86,13 @@ class Adapter:
         """Makes the client as it serves so many callers, and values of that size, best."""
         raise NotImplementedError
 
+    async def use_connections(self, several: Any, count: int) -> None:
+        """Has each of ``count`` connections carry a call: large sets at once, which share none."""
+        value = b"x" * 100_000
+        keys: list[Any] = [f"used:{number}" for number in range(count)]
+        keys = [key.encode() for key in keys] if self.bytes_keys else keys
+        await asyncio.gather(*[several.set(key, value) for key in keys])
+
     def values(self, found: Any, keys: list[Any]) -> list[bytes]:
         """Returns the values in what ``fetch_many`` gave for ``keys``, in their order."""
         return [found[key] for key in keys if key in found]

@@ -63,6 +63,13 @@ class Client(Adapter):
         place = host_and_port(address)
         return [await loop.create_connection(self.protocol, *place) for _ in range(count)]
 
+    async def use_connections(self, several: Any, count: int) -> None:
+        value = b"x" * 100_000
+        for transport, replies in several:
+            replies.owed.append(asyncio.get_running_loop().create_future())
+            transport.write(b"set used 0 0 %d\r\n%b\r\n" % (len(value), value))
+            await replies.owed[-1]
+
     def fetch(self, key: bytes) -> Any:
         future = self._loop.create_future()
         self._replies.owed.append(future)
