@@ -278,6 +278,21 @@ def test_what_is_not_installed_is_told_in_one_line(monkeypatch: Any, capsys: Any
     assert "none is installed of emcache, pylibmc" in refused("--clients", "emcache, pylibmc")
 
 
+def test_figures_that_are_kept_stay_until_others_can_take_their_place(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    kept = tmp_path / "found.json"
+    command.write(kept, {"results": 1})
+
+    def full(*paths: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        command.write(kept, {"results": 2})
+    assert json.loads(kept.read_text()) == {"results": 1} and list(tmp_path.iterdir()) == [kept]
+
+
 def test_who_cannot_do_a_workload_is_told_with_the_reason() -> None:
     ended = run("--clients", "raw_socket", "--workloads", "c32", "--rounds", "1", "--quiet")
     assert ended.returncode == 0, ended.stderr
