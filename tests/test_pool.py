@@ -24,6 +24,7 @@ from tornado_memcache import (
 from tornado_memcache import deadlines as deadlines_module
 from tornado_memcache.health import FIRST_PAUSE
 
+from .hand import Shifted
 from .scripted import Close, Expect, Reset, Scripted, Send, Sleep
 
 LOG = "tornado_memcache"
@@ -102,6 +103,28 @@ async def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(star
         assert await client.get("k") is None
         assert await client.set("k", "w")
         assert await client.get("k") == "w"
+
+
+@pytest.mark.gen_test
+async def test_what_is_under_way_at_a_disconnect_is_asked_again_on_a_new_connection(monkeypatch):
+    """Not on one of the others, which are closed as well: that would count as tried."""
+    # (The clock stands still: all of them were opened at the moment of the first loss.)
+    monkeypatch.setattr(deadlines_module, "clock", Shifted(lambda: 1000.0))
+    both = Expect(b"get k\r\nset j 0 0 1\r\nv\r\n")
+    async with Scripted([GET], [], [], [both, Send(HIT + b"STORED\r\n")], []) as server:
+        async with Client([server.address], request_timeout=600, min_connections=3) as client:
+            client.warm_up()
+            await until(lambda: counts(client)["idle"] == server.connections == 3)
+            read = client.get("k")
+            await until(lambda: server.received[0] == GET.data)
+            write = client.set("j", b"v")  # (it leaves after this turn)
+            client.disconnect()
+            assert await read == b"v"
+            assert await write is True
+            assert server.received[:4] == [GET.data, b"", b"", both.data]
+            assert counts(client)["pending"] == 0
+            await until(lambda: counts(client)["idle"] == 3)  # (it is warmed up by a call)
+            await until(lambda: server.connections == 6)
 
 
 # -- what a reply does to its connection
@@ -669,3 +692,57 @@ async def test_a_warm_connection_that_is_closed_at_once_was_refused(expect_log):
             client.warm_up()
             await until(lambda: client._pools[0].health.dead)
         await asyncio.sleep(0.1)
+
+
+class Moved(Resolver):
+    """Finds what is there the first time, and then a port where nobody listens."""
+
+    def initialize(self):
+        self.asked, self.moved = 0, True
+
+    async def resolve(self, host, port, family=socket.AF_UNSPEC):
+        self.asked += 1
+        found = port
+        if self.asked > 1 and self.moved:
+            found = int(closed_port().split(":")[1])
+        return [(socket.AF_INET, ("127.0.0.1", found))]
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_connection_for_nobody_that_is_refused_is_tried_again_after_a_pause_and_told_once(
+    memcached, expect_log, monkeypatch
+):
+    """The server takes no more connections, and answers on the one that it has."""
+    told = expect_log(LOG, "no connection is kept warm", times=1)
+    clock = Shifted(lambda: 1000.0)  # (it stands still: a pause ends when the test says so)
+    monkeypatch.setattr(deadlines_module, "clock", clock)
+    moved = Moved()
+    named = memcached.address.replace("127.0.0.1", "cache.example")
+    async with Client([named], resolver=moved, min_connections=2) as client:
+        for tries in range(1, 5):
+            for _ in range(125):
+                assert await client.get("k") is None
+            await until(lambda: counts(client)["connecting"] == 0)
+            assert (moved.asked, told.count) == (1 + tries, 1)
+            clock.shift += FIRST_PAUSE
+        assert not client._pools[0].health.deaths
+        moved.moved = False
+        assert await client.get("k") is None
+        await until(lambda: counts(client)["idle"] == 2)
+
+
+@pytest.mark.gen_test
+async def test_warming_up_again_and_again_is_one_connect_a_pause(expect_log, monkeypatch):
+    """Though no connection is open that calls could live with."""
+    told = expect_log(LOG, "no connection is kept warm", times=1)
+    clock = Shifted(lambda: 1000.0)
+    monkeypatch.setattr(deadlines_module, "clock", clock)
+    moved = Moved()
+    moved.asked = 1
+    async with Client(["cache.example"], resolver=moved, min_connections=2) as client:
+        for tries in range(1, 4):
+            for _ in range(10):
+                client.warm_up()
+                await until(lambda: counts(client)["open"] == 0)
+                assert (moved.asked, told.count) == (1 + tries, 1)
+            clock.shift += FIRST_PAUSE

@@ -197,7 +197,8 @@ class Pool:
 
     def keep_warm(self) -> None:
         """Opens what is missing of ``min_connections``, one after the other."""
-        self._cold = len(self._connections) < self._settings.min_connections
+        # (One that is being opened may be refused, and is then to be opened again.)
+        self._cold = sum(one.open for one in self._connections) < self._settings.min_connections
         paused = deadlines.clock() < self._grow_at
         if self._cold and not (paused or self.health.dead or self._retired or self._asleep):
             before = len(self._connections)
