@@ -1046,6 +1046,28 @@ async def test_a_coroutine_callback_is_not_collected_while_it_waits(memcached: M
 
 
 @pytest.mark.gen_test
+async def test_a_callback_that_returns_the_future_of_another_loop_ends_no_other_call(
+    memcached: Memcached,
+) -> None:
+    other = asyncio.new_event_loop()
+    foreign = other.create_future()
+    seen: list[Any] = []
+    async with well(memcached) as mc:
+        mc.get("text", callback=lambda value: foreign)  # (all of these share one line)
+        mc.get("text", callback=seen.append)
+        mc.get("no", callback=lambda value: foreign)
+        calls = [mc.get("text"), mc.get("nor")]
+        mc.get("nor", callback=seen.append)
+        assert await asyncio.gather(*calls) == ["abc", None]
+        await until(lambda: len(seen) == 2)
+        assert seen == ["abc", None]
+        assert await mc.get("text") == "abc"
+    foreign.set_result(None)
+    await asyncio.get_running_loop().run_in_executor(None, other.run_until_complete, foreign)
+    other.close()
+
+
+@pytest.mark.gen_test
 async def test_a_coroutine_callback_ends_quietly_with_its_boundary(
     memcached: Memcached, silent: Silent
 ) -> None:

@@ -19,8 +19,9 @@ from tornado_memcache import (
 )
 from tornado_memcache.connection import LONG_REST
 
+from .asked import STYLES, Asked, until
 from .faultproxy import FaultProxy
-from .hand import Hand
+from .hand import Hand, Shifted
 from .scripted import Close, Expect, Scripted, Send, Sleep
 
 LOG = "tornado_memcache"
@@ -166,6 +167,31 @@ async def test_gets_of_a_tick_leave_as_one_line_and_a_lone_one_at_once():
             assert await client.get("k") == b"v"
             calls = [client.get(key) for key in ("a", "b", "c", "b")]
             assert await asyncio.gather(*calls) == [None, None, b"x", None]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.gen_test
+async def test_the_get_that_fills_a_line_of_over_8_kb_fails_as_the_others_of_it(
+    style, expect_log, monkeypatch
+):
+    """The line is cut into two that leave: each asks its own part for its phase."""
+    expect_log(LOG, "fails: get")
+    clock = Shifted(lambda: 1000.0)
+    monkeypatch.setattr(deadlines, "clock", clock)
+    keys = [f"{number:03}" + "x" * 240 for number in range(100)]
+    script = [GET, Send(HIT), Expect(b"get owed\r\n")]
+    async with Scripted(script) as server:
+        async with Client([server.address], request_timeout=60) as client:
+            assert await client.get("k") == b"v"
+            owed = client.get("owed")
+            calls = [Asked(style, client.get, key, timeout=1) for key in keys]
+            await until(lambda: all(key.encode() in server.received[0] for key in keys))
+            clock.shift += 1.5
+            client._deadlines._disarm()
+            client._deadlines._fire()
+            errors = [await one.failure(Timeout) for one in calls]
+            assert {error.phase for error in errors} == {"reply"}
+            owed.cancel()
 
 
 @pytest.mark.gen_test

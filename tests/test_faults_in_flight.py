@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import sys
 import time
 import tracemalloc
+from typing import Any
 
 import pytest
+from tornado.netutil import Resolver
 
-from tornado_memcache import Client, ConnectionFailed, ItemTooLarge, Request, Timeout
+from tornado_memcache import Client, ConnectionFailed, ItemTooLarge, Reply, Request, Timeout
 
 from .asked import EXCHANGES, NAMES, STYLES, Asked, counts, hand_overs, lost, shorn, until
 from .faultproxy import FaultProxy
@@ -257,10 +260,78 @@ async def test_a_restart_is_no_visible_error_with_many_idle_connections(
 #    int is sent as it is
 
 
+LARGE = b"x" * 100_000
+LARGE_SET = b"set big 0 0 100000\r\n%b\r\n" % LARGE
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("third", ["answers", "ends too"])
+@pytest.mark.gen_test(timeout=60)
+async def test_gets_on_two_connections_that_end_in_one_turn_are_answered_by_a_third(
+    expect_log, third, style
+):
+    """The first that is found to have ended has its get asked on the other, which ended too."""
+    stored: list[bool] = []
+    end: list[bool] = []
+    value = fresh("k")
+    ends = [GET, Until(lambda: end), Close()]
+    first = [Expect(LARGE_SET), Until(lambda: stored), Send(b"STORED\r\n"), *ends]
+    answer = Send((hit("k", value) + b"END\r\n") * 2) if third == "answers" else Close()
+    if third != "answers":
+        expect_log(LOG, "fails: get 'k'", times=1)
+    async with Scripted(first, ends, [Expect(GET.data * 2), answer]) as server:
+        async with Client([server.address], request_timeout=FAR) as mc:
+            large = mc.set("big", LARGE)
+            await until(lambda: server.received == [LARGE_SET])
+            calls = [Asked(style, mc.get, "k")]  # (it keeps off what is large)
+            await until(lambda: server.received == [LARGE_SET, GET.data])
+            stored.append(True)
+            assert await large is True
+            calls.append(Asked(style, mc.get, "k"))
+            await until(lambda: server.received == [LARGE_SET + GET.data, GET.data])
+            end.append(True)
+            for one in calls:
+                if third == "answers":
+                    assert nonce_of("k", await one.outcome()) == nonce_of("k", value)
+                else:
+                    assert not (await one.failure(ConnectionFailed)).maybe_applied
+            assert server.connections == 3
+            assert counts(mc)["pending"] == 0
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.gen_test(timeout=60)
+async def test_a_get_is_tried_once_on_the_connections_that_opened_since_it_was_first_lost(
+    expect_log, style
+):
+    """The third was opened after the first had ended, and before the second did."""
+    expect_log(LOG, "fails: get 'k'", times=1)
+    ends: list[bool] = []
+    first = [*WARM, GET, Until(lambda: ends), Close()]
+    second = [GET, Until(lambda: len(ends) == 2), Close()]
+    answers = [GET, Send(hit("k", fresh("k")) + b"END\r\n")]
+    async with Scripted(first, second, [GET, Close()], answers) as server:
+        async with Client([server.address], request_timeout=FAR, min_connections=2) as mc:
+            assert await mc.get("warm") is None
+            await until(lambda: counts(mc)["idle"] == server.connections == 2)
+            asked = Asked(style, mc.get, "k")
+            await until(lambda: server.received[0].endswith(GET.data))
+            ends.append(True)
+            await until(lambda: server.received[1:] == [GET.data, b""])
+            await until(lambda: counts(mc)["idle"] == 1)
+            ends.append(True)
+            assert not (await asked.failure(ConnectionFailed)).maybe_applied
+            assert server.received[2] == GET.data
+            assert b"".join(server.received[3:]) == b""
+            assert counts(mc)["pending"] == 0
+            # (one that is being opened for nobody may be on its way)
+            await until(lambda: counts(mc)["connecting"] == 0)
+
+
 FETCHES = {
-    "gets": lambda mc: mc.gets("k"),
-    "gats": lambda mc: mc.gats("k", 0),
-    "gets_multi": lambda mc: mc.gets_multi(["no", "k"]),
+    "gets": lambda mc, **how: mc.gets("k", **how),
+    "gats": lambda mc, **how: mc.gats("k", 0, **how),
+    "gets_multi": lambda mc, **how: mc.gets_multi(["no", "k"], **how),
 }
 
 
@@ -320,6 +391,49 @@ async def test_a_cas_that_was_not_sent_when_its_connection_was_lost_is_false(exp
             assert counts(mc)["pending"] == 0
 
 
+class Held(Resolver):
+    """Finds an address at once the first time, and from then on when it is told to."""
+
+    def initialize(self) -> None:
+        self.asked = 0
+        self.may = asyncio.Event()
+
+    async def resolve(self, host: str, port: int, family: Any = socket.AF_UNSPEC) -> Any:
+        self.asked += 1
+        if self.asked > 1:
+            await self.may.wait()
+        return [(socket.AF_INET, ("127.0.0.1", port))]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.gen_test(timeout=60)
+async def test_a_cas_in_the_waiting_line_when_a_connection_is_lost_is_false(expect_log, style):
+    """A large write waits for a connection of its own, and the cas behind it."""
+    expect_log(LOG, "fails: set 'busy'")
+    end: list[bool] = []
+    script = [*UNIQUE, Expect(b"set busy 0 0 1\r\nv\r\n"), Until(lambda: end), Reset()]
+    after = [Expect(LARGE_SET), Send(b"STORED\r\n"), *NO_CAS]
+    held = Held()
+    async with Scripted(script, after, []) as server:
+        named = server.address.replace("127.0.0.1", "cache.example")
+        async with Client([named], request_timeout=FAR, resolver=held) as mc:
+            _, token = await mc.gets("k")
+            busy, large = Asked(style, mc.set, "busy", b"v"), Asked(style, mc.set, "big", LARGE)
+            cas = Asked(style, mc.cas, "k", b"new", token)
+            asked = Request(b"cas", (b"k",), b"new", cas_unique=token)
+            reply = Asked(style, mc.request, asked)
+            assert (counts(mc)["connecting"], counts(mc)["waiting"]) == (1, 3)
+            end.append(True)
+            await busy.failure(ConnectionFailed)
+            assert counts(mc)["waiting"] == 3
+            held.may.set()
+            assert await cas.outcome() is False
+            assert await reply.outcome() == Reply(b"EXISTS")
+            assert await large.outcome() is True
+            assert await mc.get("k") is None
+            assert counts(mc)["pending"] == 0
+
+
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("fetch", FETCHES)
 @pytest.mark.gen_test(timeout=60)
@@ -356,6 +470,33 @@ async def test_a_token_that_came_with_the_end_of_its_connection_is_of_before_the
             _, token = await mc.gets("k")
             assert await mc.cas("k", b"new", token) is False
             assert await mc.get("k") is None
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("fetch", FETCHES)
+@pytest.mark.gen_test(timeout=60)
+async def test_a_token_that_was_asked_for_before_a_sign_of_a_restart_is_of_before_it(fetch, style):
+    """The old process answers at last, when another connection has told that it is gone."""
+    gone: list[bool] = []
+    late: list[bool] = []
+    line = {"gets": b"gets k\r\n", "gats": b"gats 0 k\r\n", "gets_multi": b"gets no k\r\n"}[fetch]
+    asked = [*WARM, Expect(line), Until(lambda: late), UNIQUE[1], *NO_CAS]
+    other = [Until(lambda: gone), Close()]
+    async with Scripted(asked, other, []) as server:
+        async with Client([server.address], request_timeout=FAR, min_connections=2) as mc:
+            assert await mc.get("warm") is None
+            await until(lambda: counts(mc)["idle"] == 2)
+            fetched = Asked(style, FETCHES[fetch], mc)
+            await until(lambda: server.received[0].endswith(line))
+            gone.append(True)
+            await until(lambda: lost(mc) == 1)
+            late.append(True)
+            outcome = await fetched.outcome()
+            value, token = outcome["k"] if fetch == "gets_multi" else outcome
+            assert (value, token) == (b"v", 1)
+            assert await Asked(style, mc.cas, "k", b"new", token).outcome() is False
+            assert await mc.get("k") is None
+            assert counts(mc)["pending"] == 0
 
 
 # -- one byte at a time, and split at every offset: right value

@@ -1126,6 +1126,33 @@ async def test_a_get_that_joins_a_line_late_in_a_long_turn_has_its_whole_time(
         await all_is_well(client)
 
 
+@pytest.mark.gen_test
+async def test_a_get_that_joins_a_line_early_in_a_long_turn_outlives_no_deadline_of_its_own(
+    clock: Shifted, outage: Any
+) -> None:
+    """The usual time runs from the call if it is given, or if the call is under a budget."""
+    ended: list[Any] = []
+    async with warm() as (server, client):
+        server.hold("reply", b"k2")
+        first = client.get("k1")  # (leaves at once; the others wait for the end of the turn)
+        plain = client.get("k2")
+        own = client.get("k3", timeout=D)
+        with boundary(ended.append, timeout=D + 0.5):
+            client.get("k4", callback=no_outcome)
+        clock.shift += D - 1.0
+        await until(lambda: server.held and first.done())
+        for moment, outcomes in ((0.9, (False, 0)), (0.2, (True, 1))):
+            clock.shift += moment
+            fire(client)
+            await turn()
+            assert (own.done(), len(ended)) == outcomes
+        assert [type(own.exception()), type(ended[0])] == [Timeout, Timeout]
+        assert not plain.done()
+        server.release()
+        await plain
+        await all_is_well(client)
+
+
 # -- RLIMIT_NOFILE reached: fails at once, recovers
 
 

@@ -349,6 +349,36 @@ async def test_keys_that_are_never_asked_again_are_not_kept_for_ever(clock: Shif
 
 
 @pytest.mark.gen_test(timeout=120)
+@pytest.mark.parametrize("number", [1, 20])
+async def test_a_connection_at_rest_holds_none_of_the_large_values_that_came_on_it(
+    clock: Shifted, number: int
+) -> None:
+    """Nor do they wait for the next large one; the buffer that is kept holds the longest alone."""
+    size = 500_000
+    async with stage(clock) as on:
+        keys = [f"large{n}" for n in range(number)]
+        await asyncio.gather(*[on.client.set(key, os.urandom(size)) for key in keys])
+        assert len(await on.client.get_multi(keys)) == number  # (it has its buffers)
+        await on.settled()
+        await until(lambda: on.client._pools[0].counts()["idle"] > 0)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            found = await on.client.get_multi(keys)
+            assert [len(value) for value in found.values()] == [size] * number
+            del found
+            await on.settled()
+            gc.collect()
+            ours = tracemalloc.take_snapshot().filter_traces(
+                [tracemalloc.Filter(True, "*/tornado_memcache/protocol.py")]
+            )
+            kept = sum(one.size for one in ours.statistics("filename"))
+            assert kept < size // 2 + size, "more than the one buffer"
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.gen_test(timeout=120)
 async def test_memory_is_flat_while_connections_are_refused(
     clock: Shifted, expect_log: Callable[..., Any]
 ) -> None:

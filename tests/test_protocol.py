@@ -8,6 +8,7 @@ failure of the whole connection, and then nothing is finished.
 """
 
 import asyncio
+import sys
 import tracemalloc
 
 import pytest
@@ -509,6 +510,21 @@ def test_the_outcome_is_made_once_and_outside_of_the_parser():
     assert waiter.outcome == ["made"]
     one.deliver()
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("end", [b"\r\nEND\r\n", b"\r\nEN", b"\r\n", b"xx"])
+def test_who_took_a_large_block_is_let_go_of_once_it_is_whole(end):
+    """Nothing of a reply is held by its connection, which may rest for hours."""
+    owed, size = OwedReplies(LIMIT), STREAMED_BLOCK + 1
+    one = slot(b"get", b"k")
+    held = sys.getrefcount(one)
+    owed.owed.append(one)
+    receive(owed, b"VALUE k 0 %d\r\n" % size)
+    assert owed.block is not None and sys.getrefcount(one) > held
+    receive(owed, b"v" * size + end)
+    assert owed.block is None and (owed.failure is None) is (end != b"xx")
+    owed.owed.clear()
+    assert sys.getrefcount(one) == held
 
 
 def test_a_reply_to_nobody_is_read_and_dropped():

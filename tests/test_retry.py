@@ -61,6 +61,30 @@ def test_what_is_tried_again(error, made, again):
     assert sort_out(error, 2.0, [made], [], True) == ([], [made])
 
 
+@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize(
+    "opened_at, lost_at, again",
+    [
+        (2.0, float("inf"), True),  # (it was not tried)
+        (1.0, 2.0, True),  # that one was open already when the first was lost
+        (2.0, 2.0, False),
+        (3.0, 2.0, False),
+        (1.0, 0.0, False),  # its reply had begun
+        (0.0, 0.0, False),
+    ],
+)
+def test_a_call_is_tried_once_on_the_connections_that_opened_since_its_first_loss(
+    opened_at, lost_at, again, sent
+):
+    made = slot(b"get", sent=sent)
+    made.lost_at = lost_at
+    owed, unsent = ([made], []) if sent else ([], [made])
+    assert sort_out(LOST, opened_at, owed, unsent, False) == (
+        ([made], []) if again else ([], [made])
+    )
+    assert sort_out(REFUSED, opened_at, owed, unsent, False) == ([made], [])
+
+
 def test_what_the_others_fail_with():
     write = failure_for(slot(b"set"), LOST)
     assert write.maybe_applied and "set 'k'" in str(write) and write is not LOST
