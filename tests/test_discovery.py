@@ -18,6 +18,7 @@ import pytest
 from tornado_memcache import (
     AuthenticationError,
     Client,
+    ClientClosed,
     ConnectionFailed,
     InvalidServer,
     ProtocolError,
@@ -339,6 +340,54 @@ async def test_it_may_be_closed_while_it_asks(memcached):
         client.close()
         await asyncio.sleep(0.01)
         assert client.discovery._asking is None and not client.discovery.timer.armed
+
+
+def test_it_goes_on_on_a_second_loop(memcached, ledger):
+    """Also when the first one ended while the endpoint was asked."""
+    ledger.excuse("timer", "handler", "task")  # (what a loop that ends has, it has)
+
+    def tells(version):
+        text = b"%d\n%b\n" % (version, node(memcached).encode())
+        memcached.ask(b"set %b 0 0 %d\r\n%b\r\n" % (OLD_KEY, len(text), text))
+
+    async def begins():
+        client = await discover(memcached.address, interval=60.0)
+        client.discovery.timer.stop()
+        client.discovery._begin()
+        return client
+
+    async def goes_on(version):
+        assert await client.set("k", 1)
+        tells(version)
+        await asked_again(client)
+        assert client.discovery.version == version
+        timers = our_timers(asyncio.get_running_loop())
+        assert len(timers) == 1 and "discovery in" in repr(client)
+
+    tells(1)
+    client = asyncio.run(begins())
+    asyncio.run(goes_on(2))
+    asyncio.run(goes_on(3))
+    client.close()
+    assert not client.discovery.timer.armed
+
+
+def test_a_closed_client_discovers_nothing_on_another_loop(memcached, ledger):
+    ledger.excuse("timer", "handler")
+
+    async def begins():
+        async with EmbeddedServer() as endpoint:
+            endpoint.cluster = (1, [node(memcached)])
+            return await discover(endpoint.address, interval=60.0)
+
+    async def asks():
+        with pytest.raises(ClientClosed):
+            await client.get("k")
+        assert not client.discovery.timer.armed
+
+    client = asyncio.run(begins())
+    client.close()
+    asyncio.run(asks())
 
 
 @pytest.mark.parametrize("good", [True, False])

@@ -162,6 +162,76 @@ loop.close()
 """
 
 
+#: The servers of a managed cluster are asked for in every process, and in each loop of one.
+DISCOVERED = """
+import asyncio, os, sys
+import tornado.process
+from tornado_memcache import Client
+from tornado_memcache.discovery import OLD_KEY, discover
+
+address = sys.argv[1]
+how = {"request_timeout": 20, "connect_timeout": 20}
+
+
+async def tells(version):
+    host, port = address.rsplit(":", 1)
+    async with Client([address], **how) as writer:
+        await writer.set(OLD_KEY.decode(), f"{version}\\n{host}|{host}|{port}\\n".encode())
+
+
+async def begins():
+    await tells(1)
+    return await discover(address, interval=0.05, **how)
+
+
+async def goes_on(version):
+    assert await client.set("k", "v") and await client.get("k") == "v"
+    await tells(version)
+    for _ in range(2000):
+        if client.discovery.version == version:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(repr(client))
+
+
+loop = asyncio.new_event_loop()
+client = loop.run_until_complete(begins())
+if asks:  # the fork finds a question on its way
+    client.discovery.timer.stop()
+    loop.call_soon(client.discovery._begin)
+    loop.run_until_complete(asyncio.sleep(0))
+    assert client.discovery._asking is not None
+try:
+    tornado.process.fork_processes(2, max_restarts=0)
+except SystemExit as ended:
+    assert not ended.code, ended.code
+    loop.run_until_complete(goes_on(3))
+    client.close()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+else:
+    try:
+        asyncio.run(goes_on(2))
+        client.close()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_discovered_client_goes_on_discovering_in_every_process(
+    asks: bool, memcached: Memcached
+) -> None:
+    command = [sys.executable, "-W", "error", "-c", f"asks = {asks}\n{DISCOVERED}"]
+    done = subprocess.run([*command, memcached.address], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "destroyed" not in done.stderr
+
+
 @pytest.fixture(params=["tcp", "unix", "tls", "tls and a password"])
 def server(request: Any, start_memcached: Any, tmp_path: Path) -> tuple[Memcached, list[str]]:
     """A memcached, and what a script needs to know of it."""

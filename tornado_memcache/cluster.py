@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from threading import get_ident
 from typing import Any
@@ -82,6 +82,9 @@ class Cluster:
         self.only: Pool | None = None
         self._retired: list[Pool] = []
         self._upkeep: Upkeep | None = None
+        #: Is told of each loop that the client comes to be on: in a child of fork, or after one
+        #: that was closed, what was set on the loop before is not there any more.
+        self.on_bound: Callable[[IOLoop], None] | None = None
 
     def _checked(self, servers: Iterable[Any], name: str = "servers") -> tuple[Server, ...]:
         checked = parse_servers(servers, name)
@@ -139,6 +142,8 @@ class Cluster:
         self._set_pools([])
         if self.closed:
             self.close()
+        elif self.on_bound is not None:
+            self.on_bound(self._io_loop)
 
     def _set_pools(self, kept: Iterable[Pool]) -> None:
         """Makes the pools of the servers, with what is kept of the old ones."""
@@ -187,11 +192,12 @@ class Cluster:
             )
 
     def _abandon(self) -> None:
-        """Lets go of the pools of a closed loop: nobody there can be told anything."""
+        """Lets go of loop and pools: nobody there can be told anything."""
         lost = sum(pool.abandon() for pool in (*self.pools, *self._retired))
-        self._retired, self._upkeep = [], None
         if lost and not self._forked():
             _log.warning("%d memcache calls were lost with their event loop", lost)
+        self._retired, self._upkeep = [], None
+        self.pools, self.only, self.loop = (), None, None
 
     # -- keys
 
@@ -227,7 +233,6 @@ class Cluster:
             return
         if self._is_gone():
             self._abandon()
-            self.pools, self.only, self.loop = (), None, None
             return
         names = {server.name for server in (*self.servers, *self._gutter)}
         busy = [pool for pool in self._retired if not pool.retire()]
@@ -271,6 +276,8 @@ class Cluster:
 
     def disconnect(self) -> None:
         """Closes all connections; what only reads is asked again on new ones."""
+        if self._is_gone():  # (a stream of the parent's would be taken from the parent's loop)
+            self._abandon()
         for pool in self.pools:
             pool.disconnect()
 
@@ -280,7 +287,6 @@ class Cluster:
         self.closed = True
         if self._is_gone():
             self._abandon()
-            self.pools, self.only, self.loop = (), None, None
         for pool in (*self.pools, *self._retired):
             pool.close()
         self._retired = []

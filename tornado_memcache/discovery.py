@@ -125,14 +125,26 @@ class Discovery:
         self._on_change = on_change
         self._client: weakref.ref[Client] | None = None
         self._asking: asyncio.Task[Configuration] | None = None
+        self._left: list[asyncio.Task[Configuration]] = []
+        self._closed = False
 
     async def first(self) -> None:
         """Asks for the first time. Raises what a bad answer comes to."""
         self.version, self.servers = await self._ask()
 
     def keep(self, client: Client) -> None:
-        """Asks again every ``interval`` seconds from now on, for ``client``."""
+        """Asks again every ``interval`` seconds, for ``client``, on each loop that it comes to."""
         self._client = weakref.ref(client)
+        client._cluster.on_bound = self.begin
+        client._cluster.ready()
+
+    def begin(self, io_loop: IOLoop) -> None:
+        """Asks on ``io_loop`` from now on. The loop before is closed, or the parent's."""
+        if self._asking is not None:
+            # Nobody there can be told to end it; a task that is collected runs to its end.
+            self._left.append(self._asking)
+            self._asking = None
+        self.timer = NamedTimer("discovery", io_loop, self._begin)
         self.timer.start(self.interval, jitter=JITTER)
 
     async def _ask(self) -> Configuration:
@@ -150,10 +162,13 @@ class Discovery:
         self._asking = None
         client = self._client() if self._client is not None else None
         failure = None if asking.cancelled() else asking.exception()
-        if asking.cancelled() or client is None:
+        if client is None:
             self.close()  # (whoever had the client has let go of it)
+        if self._closed or client is None:
             return
         self.timer.start(self.interval, jitter=JITTER)
+        if asking.cancelled():
+            return  # (by a loop that ends, nearly always: the next one goes on)
         try:
             if failure is not None:
                 raise failure
@@ -195,8 +210,9 @@ class Discovery:
 
     def close(self) -> None:
         """Asks no more. May be called twice."""
+        self._closed = True
         self.timer.stop()
-        if self._asking is not None:
+        if self._asking is not None and not self._asking.get_loop().is_closed():
             self._asking.cancel()
         self._endpoint.close()
 
@@ -208,8 +224,10 @@ class Discovery:
 class DiscoveredClient(Client):
     """A `.Client` whose servers are those of a managed cluster; `discover` makes it.
 
-    ``discovery`` is its `Discovery`. It asks on the loop on which the
-    client was made, until the client is closed.
+    ``discovery`` is its `Discovery`. The client belongs to the loop on
+    which it was made, as if that were its first call; in a child of fork,
+    or on the loop after one that was closed, its first call has the
+    discovery go on there, until the client is closed.
     """
 
     def __init__(self, discovery: Discovery, **options: Any) -> None:
