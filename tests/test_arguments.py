@@ -10,6 +10,7 @@ import pytest
 from tornado_memcache import InvalidKey, InvalidRequest
 from tornado_memcache.arguments import (
     check_default,
+    check_flag,
     check_integer,
     check_seconds,
     key_bytes,
@@ -163,6 +164,13 @@ def test_a_list_of_keys():
     for given in ("ab", b"ab", bytearray(b"ab"), memoryview(b"ab"), None, 5):
         with pytest.raises(TypeError, match="keys must be a list"):
             listed("keys", given)
+
+
+def test_a_flag_is_true_or_false_and_nothing_that_is_taken_for_one():
+    assert [check_flag("n", value) for value in (True, False)] == [True, False]
+    for value in ("no", 0, 1, None, []):
+        with pytest.raises(TypeError, match="n must be True or False, not"):
+            check_flag("n", value)
 
 
 def test_a_callback_is_no_default():

@@ -112,6 +112,13 @@ def check_default(default: object) -> None:
         raise TypeError("default must not be callable: to have it called pass callback=")
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Returns ``value`` if it is True or False; anything else is a `TypeError`."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
+    return value
+
+
 def check_seconds(name: str, value: object) -> float:
     """Returns a length in seconds, which must be a finite number above 0."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -6,7 +6,7 @@ Knows which values a setting may have. It must not know what it is for.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .arguments import LONGEST_LENGTH, check_integer, check_seconds
+from .arguments import LONGEST_LENGTH, check_flag, check_integer, check_seconds
 from .errors import InvalidRequest, shown
 
 #: memcached's own default limit on a value, in bytes (``-I``).
@@ -64,6 +64,7 @@ class Settings(NamedTuple):
                 "silences_until_dead", self.silences_until_dead, 1, 1 << 31
             ),
             max_value_size=check_integer("max_value_size", self.max_value_size, 1, 1 << 30),
+            flush_on_reconnect=check_flag("flush_on_reconnect", self.flush_on_reconnect),
             idle_timeout=None if idle is None else check_seconds("idle_timeout", idle),
             resolve_interval=(
                 None if resolve is None else check_seconds("resolve_interval", resolve)
