@@ -208,8 +208,12 @@ async def test_other_credentials_come_with_set_servers(asking, refused):
     async with Client([{"server": asking.address, **WRONG}]) as client:
         with pytest.raises(AuthenticationError):
             await client.get("k")
+        client._pools[0].health.dead_until = float("inf")
+        client.set_servers([{"server": asking.address, **WRONG}])  # (the same: the pause goes on)
+        with pytest.raises(AuthenticationError):
+            await client.get("k")
+        assert client._pools[0].health.dead_until == float("inf")
         client.set_servers([{"server": asking.address, **KNOWN}])
-        client.retry_dead_servers()
         assert await client.get("k") is None
 
 

@@ -157,7 +157,9 @@ class Cluster:
         for pool in self.pools[len(self.servers) :]:
             pool.longest = self._settings.gutter_exptime or GUTTER_EXPTIME
         for server, pool in zip(self.servers, self.pools, strict=False):
-            pool.server = server  # (it may have come with other credentials)
+            if server.credentials != pool.server.credentials:
+                pool.health.retry_now()  # (what it refused were the others)
+            pool.server = server
         assert self._upkeep is not None
         self._upkeep.pools, notice = self.pools, self._upkeep.notice()
         for pool in self.pools:
