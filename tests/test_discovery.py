@@ -20,15 +20,18 @@ from tornado_memcache import (
     Client,
     ClientClosed,
     ConnectionFailed,
+    InvalidRequest,
     InvalidServer,
     ProtocolError,
     Timeout,
 )
 from tornado_memcache.discovery import OLD_KEY, discover, parse_configuration
+from tornado_memcache.ring import Ketama
 from tornado_memcache.server import EmbeddedServer
 
 from .certificates import issued, memcached_arguments, trusting
 from .ledger import our_timers
+from .memcacheds import free_port
 from .scripted import Close, Expect, Scripted, Send, Until
 
 LOG = "tornado_memcache"
@@ -305,15 +308,36 @@ async def test_no_first_answer_is_no_client(memcached, start_memcached, expect_l
         ({"ring": "none"}, ValueError, "ring"),
         ({"rings": 1}, TypeError, "rings"),
         ({"ssl": 1}, TypeError, "ssl"),
-        ({"endpoint": "a:0"}, InvalidServer, "port"),
+        ({"ring": object()}, InvalidRequest, "ring"),
+        ({"on_dead": "rehsh"}, InvalidRequest, "on_dead"),
+        ({"migrate_from": "old"}, TypeError, "migrate_from"),
+        ({"servers": ["a:1"]}, TypeError, "servers are what the endpoint tells"),
+        ({"endpoint": "a:0"}, InvalidServer, "^endpoint: .*port"),
+        ({"endpoint": None}, TypeError, "^endpoint: "),
+        ({"endpoint": ["a:1"]}, TypeError, "^endpoint: "),
+        ({"endpoint": "unix:/s", "ssl": True}, InvalidServer, "^endpoint: .*no TLS"),
     ],
 )
 @pytest.mark.gen_test
-async def test_bad_arguments_are_refused_by_name(arguments, error, told):
+async def test_bad_arguments_are_refused_by_name_before_anything_is_asked(arguments, error, told):
+    nobody = f"127.0.0.1:{free_port()}"
+    with pytest.raises(error, match=told):
+        await discover(arguments.pop("endpoint", nobody), **arguments)
+
+
+@pytest.mark.gen_test
+async def test_a_ring_of_ones_own_sees_the_servers_that_the_endpoint_tells_and_no_other(memcached):
+    seen = []
+
+    def ring(servers):
+        seen.append([server.name for server in servers])
+        return Ketama(servers)
+
     async with EmbeddedServer() as endpoint:
-        endpoint.cluster = (1, ["a|b|1"])
-        with pytest.raises(error, match=told):
-            await discover(arguments.pop("endpoint", endpoint.address), **arguments)
+        endpoint.cluster = (1, [node(memcached)])
+        async with await discover(endpoint.address, ring=ring) as client:
+            assert await client.set("k", 1)
+    assert seen == [[memcached.address]]
 
 
 @pytest.mark.gen_test

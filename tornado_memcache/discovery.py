@@ -22,6 +22,7 @@ from .deadlines import detached
 from .errors import (
     ClientError,
     ConnectionFailed,
+    InvalidRequest,
     InvalidServer,
     MemcacheError,
     ProtocolError,
@@ -39,6 +40,8 @@ _log = logging.getLogger("tornado_memcache")
 OLD_KEY = b"AmazonElastiCache:cluster"
 #: What of a client's options is for its connections, and so for those to the endpoint too.
 SHARED = ("connect_timeout", "request_timeout", "resolver", "ssl", "username", "password")
+#: Stands for the servers until the endpoint has told them.
+_NOBODY = "endpoint.invalid"
 #: The failures of which the endpoint's own lines in the log tell already.
 _TOLD = (ConnectionFailed, Timeout, ServerDead)
 
@@ -75,6 +78,24 @@ def _spec(node: bytes) -> str:
         raise InvalidServer(f"{shown(node)} is no host|ip|port")
     host = fields[0] or fields[1]
     return f"[{host}]:{fields[2]}" if ":" in host else f"{host}:{fields[2]}"
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raises what a client with ``options`` would raise, before anybody is asked anything."""
+    if "servers" in options:
+        raise TypeError("servers are what the endpoint tells: discover() takes none")
+    ring = options.get("ring", "modulo")
+    if callable(ring):  # (a user's own, which is not to be shown a server that there is not)
+        ring = "modulo"
+    Client([_NOBODY], **{**options, "ring": ring}).close()
+
+
+def _endpoint(spec: Any, options: dict[str, Any]) -> "_Endpoint":
+    shared = {name: options[name] for name in SHARED if name in options}
+    try:
+        return _Endpoint([spec], **shared)
+    except (InvalidRequest, TypeError) as error:
+        raise type(error)(f"endpoint: {error}") from None
 
 
 def _text(reply: Reply) -> bytes:
@@ -115,8 +136,8 @@ class Discovery:
         if on_change is not None and not callable(on_change):
             raise TypeError("on_change must be callable: pass the function itself")
         self.interval = check_seconds("interval", interval)
-        shared = {name: options[name] for name in SHARED if name in options}
-        self._endpoint = _Endpoint([endpoint], **shared)
+        _check_options(options)
+        self._endpoint = _endpoint(endpoint, options)
         self.endpoint = self._endpoint.servers[0].name
         self.version = -1
         self.servers: tuple[Server, ...] = ()
@@ -270,8 +291,9 @@ async def discover(
     when the servers have changed.
 
     Raises what the first answer comes to: `.ConnectionFailed`, `.Timeout`,
-    `.ProtocolError` for what is no list of servers; `TypeError` and
-    `.InvalidRequest` for arguments.
+    `.ProtocolError` for what is no list of servers. `TypeError` and
+    `.InvalidRequest` for arguments come before anything is asked;
+    ``servers`` is none of them.
     """
     discovery = Discovery(endpoint, interval, on_change, options)
     try:
