@@ -214,7 +214,7 @@ async def test_other_credentials_come_with_set_servers(asking, refused):
             await client.get("k")
         assert client._pools[0].health.dead_until == float("inf")
         client.set_servers([{"server": asking.address, **KNOWN}])
-        assert await client.get("k") is None
+        assert await client.get("nothing") is None
 
 
 @pytest.mark.gen_test
