@@ -194,7 +194,7 @@ class Scene:
             "tornadoasyncmemcache": tornadoasyncmemcache.ClientPool,
         }[face](addresses, **settings)
         self.client: Any = getattr(self.face, "_native", self.face)
-        self.client.warm_up()  # (it opens nothing, and has its pools now)
+        self.client._cluster.ready()  # (it opens nothing, and has its pools now)
         self._fill()
 
     def value(self, key: str, size: int = 0) -> bytes:

@@ -20,12 +20,14 @@ from tornado_memcache import (
     ServerError,
     Timeout,
     TooManyCalls,
+    boundary,
 )
 from tornado_memcache import deadlines as deadlines_module
 from tornado_memcache.health import FIRST_PAUSE
 
 from .hand import Shifted
-from .scripted import Close, Expect, Reset, Scripted, Send, Sleep
+from .memcacheds import free_port
+from .scripted import Close, Expect, Reset, Scripted, Send, Sleep, Until
 
 LOG = "tornado_memcache"
 HIT = b"VALUE k 0 1\r\nv\r\nEND\r\n"
@@ -682,6 +684,53 @@ async def test_a_warm_connection_that_was_never_asked_may_be_closed_by_its_serve
             health = client._pools[0].health
             assert (health.deaths, health.troubled) == (0, False)
         await asyncio.sleep(0.1)  # (what was on its way to the server arrives)
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("least", [0, 1, 3])
+async def test_a_warm_up_is_done_when_every_server_has_its_connections(start_memcached, least):
+    servers = [start_memcached() for _ in range(2)]
+    addresses = [server.address for server in servers]
+    async with Client(addresses, min_connections=least) as client:
+        assert await client.warm_up() is None
+        assert [pool.counts()["open"] for pool in client._pools] == [max(least, 1)] * 2
+        assert await client.warm_up() is None  # (they are there)
+        client.disconnect()
+        assert await client.warm_up() is None
+        assert [pool.counts()["idle"] for pool in client._pools] == [max(least, 1)] * 2
+
+
+@pytest.mark.gen_test
+async def test_a_warm_up_that_fails_is_done_too_and_decides_nothing(memcached, expect_log):
+    expect_log(LOG, "no connection is kept warm: cannot connect", times=1)
+    failures: list[object] = []
+    async with Client([memcached.address, f"127.0.0.1:{free_port()}"]) as client:
+        with boundary(failures.append):
+            assert await client.warm_up() is None
+        assert [pool.counts()["open"] for pool in client._pools] == [1, 0]
+        assert not client._pools[1].health.dead and failures == []
+
+
+@pytest.mark.gen_test
+async def test_a_warm_up_that_nobody_awaits_disturbs_nobody(memcached):
+    async with Client([memcached.address]) as client:
+        client.warm_up().cancel()
+        call = client.get("k")
+        call.cancel()  # (who waits for the same connection does not take it away)
+        await until(lambda: client._pools[0].counts()["idle"] == 1)
+        assert client._pools[0].losses == 0
+
+
+@pytest.mark.gen_test
+async def test_a_warm_up_ends_with_its_client():
+    async with Scripted([Until(lambda: False)]) as server:
+        how = {"request_timeout": 60, "connect_timeout": 60}
+        client = Client([server.address], username="a", password="b", **how)
+        warmed = client.warm_up()
+        await until(lambda: client._pools[0].phase_of(None) == "authenticating")
+        assert not warmed.done()
+        client.close()
+        assert await warmed is None and await client.warm_up() is None
 
 
 @pytest.mark.gen_test

@@ -220,9 +220,15 @@ class Client(Commands):
         """Lets the next call to each dead server find out now whether it is back."""
         self._cluster.retry_dead()
 
-    def warm_up(self) -> None:
-        """Opens ``min_connections`` to every server now, before the first call does."""
-        self._cluster.warm_up()
+    def warm_up(self) -> "asyncio.Future[None]":
+        """Opens connections to every server now, before the first call does.
+
+        ``min_connections`` to each, and one at least. Returns a Future
+        that is done, with None, when they are open or could not be
+        opened: it never fails, and need not be awaited. What failed is in
+        the log, and the next call to that server finds out.
+        """
+        return self._cluster.warm_up()
 
     def disconnect(self) -> None:
         """Closes all connections; the next calls open new ones.

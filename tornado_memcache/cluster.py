@@ -20,7 +20,7 @@ from . import deadlines
 from .address import Server, parse_server, parse_servers
 from .connector import Transport
 from .credentials import Credentials
-from .deadlines import Deadlines
+from .deadlines import Deadlines, detached
 from .errors import InvalidRequest, InvalidServer, shown
 from .events import Events
 from .gutter import GUTTER_EXPTIME
@@ -69,8 +69,7 @@ class Cluster:
         #: a tenth of what a get takes.
         self.thread = 0
         _clusters.add(self)
-        self.closed = False
-        self._pid = 0
+        self.closed, self._pid = False, 0
         self._ring_kind = ring
         self._ring = make_ring(ring, self.servers)
         self._gives_way = settings.on_dead in ("rehash", "gutter")
@@ -82,8 +81,7 @@ class Cluster:
         self.only: Pool | None = None
         self._retired: list[Pool] = []
         self._upkeep: Upkeep | None = None
-        #: Is told of each loop that the client comes to be on: in a child of fork, or after one
-        #: that was closed, what was set on the loop before is not there any more.
+        #: Is told of each loop that the client comes to be on.
         self.on_bound: Callable[[IOLoop], None] | None = None
 
     def _checked(self, servers: Iterable[Any], name: str = "servers") -> tuple[Server, ...]:
@@ -270,11 +268,20 @@ class Cluster:
         for pool in self.pools:
             pool.health.retry_now()
 
-    def warm_up(self) -> None:
-        """Opens the connections that are to be kept warm."""
-        self.ready()
-        for pool in self.pools:
-            pool.warm_up()
+    def warm_up(self) -> "asyncio.Future[None]":
+        """Opens the connections that are to be kept warm, one to each server at least.
+
+        Returns the future of the moment in which they are open or have failed.
+        """
+        warmed = self.ready().create_future()
+        every = detached(lambda: asyncio.gather(*[pool.warm_up() for pool in self.pools]))
+
+        def told(_: object) -> None:
+            if not warmed.done():  # (by a caller who does not wait any more)
+                warmed.set_result(None)
+
+        every.add_done_callback(told, context=Context())
+        return warmed
 
     def disconnect(self) -> None:
         """Closes all connections; what only reads is asked again on new ones."""

@@ -74,6 +74,7 @@ class Pool:
         self._cold = False
         #: The one that is being opened for nobody: that it fails decides nothing.
         self._warming: Connection | None = None
+        self._warmed: list[asyncio.Future[None]] = []  # (of those who wait for connections)
         self._deaths_flushed = 0
         #: Is told when a connection has opened.
         self.on_opened: Callable[[], None] | None = None
@@ -169,7 +170,7 @@ class Pool:
 
     def _nobody_waits(self) -> None:
         self._deadlines.rest(self)
-        if len(self._connections) <= self._settings.min_connections:
+        if self._warmed or len(self._connections) <= self._settings.min_connections:
             self.reconsider()
             return
         for connection in [one for one in self._connections if one.connecting]:
@@ -195,21 +196,29 @@ class Pool:
             self._connections.append(connection)
             connection.connect(self._io_loop, self._transport)
 
-    def keep_warm(self) -> None:
-        """Opens what is missing of ``min_connections``, one after the other."""
+    def keep_warm(self, least: int = 0) -> None:
+        """Opens what is missing of ``min_connections`` or ``least``, one after the other."""
+        before = len(self._connections)
         # (One that is being opened may be refused, and is then to be opened again.)
         self._cold = sum(one.open for one in self._connections) < self._settings.min_connections
+        few = self._cold or before < least
         paused = deadlines.clock() < self._grow_at
-        if self._cold and not (paused or self.health.dead or self._retired or self._asleep):
-            before = len(self._connections)
+        if few and not (paused or self.health.dead or self._retired or self._asleep):
             self._grow()
             if len(self._connections) > before and not self._line:
                 self._warming = self._connections[-1]
+        while self._warmed and not any(one.connecting for one in self._connections):
+            self._warmed.pop().set_result(None)
 
-    def warm_up(self) -> None:
-        """Keeps connections warm again, after `disconnect`."""
-        self._asleep = False
-        self.keep_warm()
+    def warm_up(self) -> "asyncio.Future[None]":
+        """Keeps connections warm again, after `disconnect`, and opens one at least.
+
+        Returns the future of the moment in which they are open, or one has failed.
+        """
+        self._asleep, warmed = False, self._loop.create_future()
+        self._warmed.append(warmed)
+        self.keep_warm(1)
+        return warmed
 
     def has_idle_enough(self, connection: Connection) -> bool:
         """True if so many others are idle that ``connection`` need not be kept."""
@@ -225,7 +234,8 @@ class Pool:
         self._serve_line()
         if connection.retiring:
             connection.retire()  # (if the line has nothing for it)
-        self.warm_up()
+        self._asleep = False
+        self.keep_warm()
         if self.on_opened is not None:
             self.on_opened()
 
@@ -357,8 +367,7 @@ class Pool:
             elif unmade(error) or not made:
                 self._connect_failed(error, connection.begun)
             self._serve_line()
-            if not unasked:
-                self.keep_warm()
+        self.keep_warm()
 
     def _connect_failed(self, error: MemcacheError, begun: float) -> None:
         """A connection was not made, or was closed before it had said anything."""
