@@ -44,8 +44,8 @@ BAD = [
     ("a/b", InvalidServer, "no host"),
     ("/run/memcached.sock", InvalidServer, "write unix:"),
     ("user@h", InvalidServer, "'...@h' names no host"),
-    ("user:secret@h:1", InvalidServer, "'...@h:1'.*brackets"),
-    ("memcached://user:secret@h:1", InvalidServer, "'...@h:1' is a URL"),
+    ("memcached://user:secret@h:1", InvalidServer, "'...@h' is a URL"),
+    ("tcp://a:1", InvalidServer, "'tcp://...' is a URL"),
     ("::1", InvalidServer, "brackets"),
     ("::1:11211", InvalidServer, "brackets"),
     ("[::1", InvalidServer, r"\[v6 address\]:port"),
@@ -83,12 +83,66 @@ BAD = [
     (Server("h", 0), InvalidRequest, "port"),
     (Server("h", 65536), InvalidRequest, "port"),
     (Server("", 11211), InvalidRequest, "host"),
-    (Server("user@h", 11211), InvalidRequest, "'...@h:11211' names no host"),
+    (Server("user@h", 11211), InvalidRequest, "'...@h' names no host"),
     (Server("", 0, "/a@b\0"), InvalidRequest, "'unix:/a@b.*no path"),
     (Server("h", 11211, weight=0), InvalidRequest, "weight"),
     (Server("h", 11211, weight=1.5), TypeError, "weight"),
     (Server("", 0, "p" * 108), InvalidRequest, "107 bytes"),
 ]
+
+
+#: What holds a password where none may stand: (specification, how it is shown).
+TOLD_TOO_MUCH = [
+    ("app:SECRET@h:11211", "'...@h'"),
+    ("app:SEC@RET@h", "'...@h'"),
+    ("app@h:SECRET", "'...@h'"),
+    ("tcp://app:SECRET@h:11211/", "'...@h'"),
+    ("tcp://h:11211?password=SECRET", "'tcp://...'"),
+    ("h:11211:app:SECRET", "'h:...'"),
+    ("app:SECRET:h:11211", "'...'"),
+    ("SECRET:app:h", "'...'"),
+    ("h:11211 app SECRET", "'h:...'"),
+    ("app SECRET h:11211", "'...'"),
+    ("h:11211,app,SECRET", "'h:...'"),
+    ("[::1]:11211:app:SECRET", "'...'"),
+    ("[::1] app SECRET", "'...'"),
+    ("[::1 SECRET]:1", "'[:...'"),
+    ("::1:app:SECRET", "':...'"),
+]
+
+
+@pytest.mark.parametrize(("spec", "told"), TOLD_TOO_MUCH)
+def test_a_password_in_a_server_is_not_shown_and_is_told_where_it_belongs(spec, told):
+    for servers in ([spec], [("a:1", 2), (spec, 1)], [{"server": spec}]):
+        with pytest.raises(InvalidServer) as caught:
+            Client(servers)
+        message = str(caught.value)
+        assert f"server {told}" in message and "SECRET" not in message and "RET" not in message
+        assert 'credentials belong in a dict {"server": "host:port", "username": ' in message
+        assert "brackets" not in message
+
+
+@pytest.mark.parametrize(
+    "spec", ["h:SECRET", "h:1SECRET", {"server": "h", "app:SECRET": 1}, {"h SECRET": "h"}]
+)
+def test_nothing_but_the_host_of_a_server_is_shown(spec):
+    with pytest.raises(InvalidServer) as caught:
+        Client([spec])
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_message_about_a_weight_names_the_server():
+    for spec in (("h:1", 0), {"server": "h:1", "weight": 0}, Server("h", 1, weight=0)):
+        with pytest.raises(InvalidRequest, match="server 'h:1': weight must be"):
+            Client(["good:1", spec])
+
+
+def test_a_set_has_no_order():
+    for servers in ({"a:1", "b:1"}, frozenset(["a:1"])):
+        with pytest.raises(TypeError, match="servers must be a list: a set"):
+            Client(servers)
+        with pytest.raises(TypeError, match="gutter must be a list: a set"):
+            Client(["c:1"], on_dead="gutter", gutter=servers)
 
 
 def named(case):

@@ -4,7 +4,9 @@ Knows the forms of a specification. It must not know how a name is looked
 up or a socket is opened.
 """
 
+import re
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
 from typing import Any, NamedTuple
 
 from .arguments import check_integer
@@ -16,6 +18,11 @@ DEFAULT_PORT = 11211
 MAX_PATH = 107
 #: What a server given as a dict may say of itself.
 _PARTS = ("server", "weight", "username", "password")
+#: What can hold no more than a host and a port, and is shown as it is.
+_PLAIN = re.compile(r"(\[[0-9A-Fa-f:.]*(%\w*)?\]|[^\[:@\s,]*)(:\d*)?")
+_CREDENTIALS = (
+    'credentials belong in a dict {"server": "host:port", "username": ..., "password": ...}'
+)
 
 
 class Server(NamedTuple):
@@ -39,10 +46,10 @@ class Server(NamedTuple):
 
 
 def shown_spec(spec: object) -> str:
-    """Returns ``spec`` as a message may show it: without what stands before an ``@``.
+    """Returns ``spec`` as a message may show it: of what is no host and port, the host at most.
 
-    That may be a password, of a URL or of a form that others take; so may
-    be whatever stands behind a server in a tuple, or beside it in a dict.
+    The rest may be a password, in whatever form others take one; so may
+    be what stands behind a server in a tuple, or beside it in a dict.
     """
     if isinstance(spec, Mapping):
         spec = spec.get("server")
@@ -50,11 +57,29 @@ def shown_spec(spec: object) -> str:
         spec = spec[0] if spec else spec
     if not isinstance(spec, (str, Server)):
         return f"(a {type(spec).__name__})"
-    text = spec if isinstance(spec, str) else repr(spec)
+    text = spec if isinstance(spec, str) else spec.name
+    if text.startswith(("unix:", "/")) or _PLAIN.fullmatch(text) or _is_v6(text):
+        return shown(text)
     before, at, behind = text.rpartition("@")
-    if not at or before.startswith("unix:"):
-        return shown(spec)
-    return shown(f"...@{behind}")
+    parts = re.split(r"[:\s,]+", behind)
+    if at:
+        return shown(f"...@{parts[0]}")
+    if "://" in text:
+        return shown(f"{parts[0]}://...")
+    # (of more than two the first may be a username, a password or the host)
+    is_host = len(parts) == 2 or "".join(parts[1:2]).isdigit()
+    return shown(f"{parts[0]}:..." if is_host else "...")
+
+
+def _is_v6(text: str) -> bool:
+    """True for a v6 address, with a port or without."""
+    for address in (text, text.rpartition(":")[0]):
+        try:
+            IPv6Address(address)
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 def told(spec: object) -> str:
@@ -83,7 +108,7 @@ def parse_server(spec: object) -> Server:
             raise InvalidServer(
                 f'{told(spec)}: the second is a weight; for a port write "{server.host}:{spec[1]}"'
             )
-        return server._replace(weight=check_integer("weight", spec[1], 1, 1 << 16))
+        return server._replace(weight=_weight(spec, spec[1]))
     if not isinstance(spec, str):
         raise TypeError(f"server must be a str, (str, weight) or a dict, not {type(spec).__name__}")
     if spec.startswith("unix:"):
@@ -95,22 +120,27 @@ def parse_server(spec: object) -> Server:
 def _of_parts(parts: Mapping[Any, Any]) -> Server:
     for name in parts:
         if name not in _PARTS:
-            raise InvalidServer(f"{told(parts)}: {shown(name)} is not one of: {', '.join(_PARTS)}")
+            key = shown(name) if isinstance(name, str) and name.isidentifier() else "a key"
+            raise InvalidServer(f"{told(parts)}: {key} is not one of: {', '.join(_PARTS)}")
     named = parts.get("server")
     if not isinstance(named, (str, Server)):
         raise TypeError(f'server as a dict must have a str as "server", not {type(named).__name__}')
     server = parse_server(named)
     if "weight" in parts:
-        server = server._replace(weight=check_integer("weight", parts["weight"], 1, 1 << 16))
+        server = server._replace(weight=_weight(parts, parts["weight"]))
     credentials = checked_credentials(
         parts.get("username"), parts.get("password"), f"server {server.name}: "
     )
     return server._replace(credentials=credentials or server.credentials)
 
 
+def _weight(spec: object, weight: object) -> int:
+    return check_integer(f"{told(spec)}: weight", weight, 1, 1 << 16)
+
+
 def _check_server(server: Server, spec: object = None) -> Server:
     named = told(server.name if spec is None else spec)
-    check_integer("weight", server.weight, 1, 1 << 16)
+    _weight(server if spec is None else spec, server.weight)
     if not isinstance(server.credentials, (Credentials, type(None))):
         raise TypeError(f"{named}: give username and password in a dict, not in a Server")
     if server.path is not None:
@@ -131,17 +161,24 @@ def _check_server(server: Server, spec: object = None) -> Server:
 
 def _split(spec: str) -> tuple[str, int]:
     if "://" in spec:
-        raise InvalidServer(f"{told(spec)} is a URL; write host:port")
+        raise InvalidServer(f"{told(spec)} is a URL; write host:port, and {_CREDENTIALS}")
     if "," in spec or any(c.isspace() for c in spec):
-        raise InvalidServer(f"{told(spec)} must be one host:port; list several servers")
+        several = "list several servers, without blanks"
+        raise InvalidServer(f"{told(spec)} must be one host:port; {several}; {_CREDENTIALS}")
+    if "@" in spec:
+        raise InvalidServer(f"{told(spec)} names no host: {_CREDENTIALS}")
     if spec.startswith("/"):
         raise InvalidServer(f"{told(spec)}: for a unix socket write unix:/path")
     if spec.startswith("["):
         host, bracket, rest = spec[1:].partition("]")
         if not bracket or ":" not in host or (rest and not rest.startswith(":")):
             raise InvalidServer(f"{told(spec)} must be [v6 address]:port")
+        if ":" in rest[1:]:
+            raise InvalidServer(f"{told(spec)} must be [v6 address]:port; {_CREDENTIALS}")
         return host, _port(spec, rest[1:]) if rest else DEFAULT_PORT
     host, colon, port = spec.partition(":")
+    if ":" in port and not _is_v6(spec):
+        raise InvalidServer(f"{told(spec)} must be host:port; {_CREDENTIALS}")
     if ":" in port:
         raise InvalidServer(f"{told(spec)}: put a v6 address in brackets, [::1]:11211")
     return host, _port(spec, port) if colon else DEFAULT_PORT
@@ -159,6 +196,8 @@ def parse_servers(specs: object, name: str = "servers") -> tuple[Server, ...]:
     ``name`` is that of the argument. Raises `.InvalidServer` for an empty
     list and for a server named twice.
     """
+    if isinstance(specs, (set, frozenset)):
+        raise TypeError(f"{name} must be a list: a set has another order in each process")
     if isinstance(specs, (str, bytes)) or not isinstance(specs, Iterable):
         raise TypeError(f'{name} must be a list, as ["127.0.0.1:11211"]')
     if isinstance(specs, Mapping) and "server" in specs:
