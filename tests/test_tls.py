@@ -27,6 +27,7 @@ from .certificates import (
     memcached_arguments,
     trusting,
 )
+from .scripted import Expect, Reset, Scripted, Send
 from .test_stream import Receiver, turns
 
 
@@ -302,10 +303,28 @@ async def test_a_client_with_a_certificate_of_its_own(start_memcached, tmp_path,
         assert await client.set("k", "v") is True
     expect_log("tornado_memcache", "fails|dead")
     async with Client([server.address], ssl=trusting()) as client:
-        with pytest.raises(ConnectionFailed):
+        with pytest.raises(ConnectionFailed, match="demands a client's certi.*load_cert_") as told:
             await client.set("k", "stranger")
+        assert told.value.phase == "tls" and not told.value.maybe_applied
     async with Client([server.address], ssl=known) as client:
         assert await client.get("k") == "v"
+
+
+@pytest.mark.gen_test
+async def test_a_client_in_the_clear_at_a_port_that_speaks_tls_is_asked_whether_it_does(expect_log):
+    expect_log("tornado_memcache", "fails: .*does it speak TLS|dead", times=range(3))
+    async with Scripted([Expect(b"get k\r\n"), Reset()]) as server:
+        async with Client([server.address]) as client:
+            with pytest.raises(ConnectionFailed, match=r"\(does it speak TLS\? ssl=\.\.\.\)"):
+                await client.get("k")
+    script = [Expect(b"get k\r\n"), Send(b"END\r\n"), Expect(b"set k 0 0 1\r\nv\r\n"), Reset()]
+    expect_log("tornado_memcache", "fails|dead", times=range(3))
+    async with Scripted(script) as server:
+        async with Client([server.address]) as client:
+            assert await client.get("k") is None
+            with pytest.raises(ConnectionFailed) as told:
+                await client.set("k", b"v")
+            assert "TLS" not in str(told.value) and told.value.maybe_applied
 
 
 @pytest.mark.gen_test

@@ -17,7 +17,7 @@ from . import deadlines
 from .address import Server
 from .connector import Connector, Transport
 from .deadlines import NEVER, Deadlines
-from .errors import CLOSED, ClientClosed, ConnectionFailed, MemcacheError, Timeout
+from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
 from .lanes import BoundKeys, SlotLane
 from .outbox import Outbox
 from .protocol import (
@@ -34,6 +34,7 @@ from .settings import Settings
 from .slots import GatheredSlot, slot_for
 from .stream import SegmentStream, peer_of
 from .text import KEYS_A_LINE
+from .tls import loss
 
 #: This many gathered gets leave at once when nothing is under way, so that
 #: the server works while the rest of the tick is still gathering.
@@ -447,9 +448,7 @@ class Connection:
     # -- closing
 
     def stream_closed(self, error: BaseException | None) -> None:
-        told = f"connection lost: {error}" if error else CLOSED
-        errno = error.errno if isinstance(error, OSError) else None
-        self.close(ConnectionFailed(told, errno=errno, server=self.name))
+        self.close(loss(self._stream, error, self.name, self.heard))
 
     def close(self, error: MemcacheError) -> None:
         """Closes the connection and hands what was under way to the pool. Idempotent."""

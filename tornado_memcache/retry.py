@@ -13,6 +13,8 @@ from .protocol import ConnectionRefused, Slot, Unauthenticated
 UNANSWERED = (ConnectionFailed, Timeout)
 #: What twemproxy does not pass on, in one release or another; nor an exptime below 0.
 _NOT_PASSED_ON = frozenset(b"flush_all stats version verbosity gat gats".split())
+#: Where a connection stood of whose requests the server has read none.
+_BEFORE_ANY = ("connecting", "tls", "authenticating")
 _UNKNOWN = ", as a proxy does that does not know this request"
 
 
@@ -43,7 +45,7 @@ def may_be_unknown(slot: Slot, error: MemcacheError) -> bool:
 
 def untouched_by(error: MemcacheError) -> bool:
     """True if ``error`` says that the server took nothing of what was sent to it."""
-    return isinstance(error, ConnectionFailed) and error.phase in ("connecting", "authenticating")
+    return isinstance(error, ConnectionFailed) and error.phase in _BEFORE_ANY
 
 
 def sort_out(

@@ -14,7 +14,7 @@ from typing import Any
 from tornado.iostream import SSLIOStream
 
 from .deadlines import detached
-from .errors import InvalidRequest
+from .errors import CLOSED, ConnectionFailed, InvalidRequest
 from .stream import MOST_SEGMENTS, SEGMENT, SegmentStream
 
 #: What a record of TLS holds at most, and one read of an SSL socket gives, in bytes.
@@ -25,6 +25,9 @@ _NAME = "servers must hold the name that is in the certificate"
 _HINTS = {18: _AUTHORITY, 19: _AUTHORITY, 20: _AUTHORITY, 21: _AUTHORITY, 62: _NAME, 64: _NAME}
 #: What OpenSSL says when the other side answers a handshake with something else.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+#: What OpenSSL says when the other side refuses our certificate, or that we have none.
+_WANTS_OURS = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE")
+_DEMANDS = "the server demands a client's certificate, or refuses it: SSLContext.load_cert_chain"
 #: memcached refuses a connection in the clear, whatever its port speaks.
 _CLEAR = "does not speak TLS, or is at its limit of connections"
 
@@ -60,7 +63,26 @@ def handshake_failure(cause: OSError) -> tuple[str, int | None]:
         return f"TLS handshake failed: {told}", cause.errno
     if cause.reason in _NOT_TLS:
         return f"TLS handshake failed: the server {_CLEAR}", None
+    if (cause.reason or "").endswith(_WANTS_OURS):
+        return f"TLS handshake failed: {_DEMANDS}", None
     return f"TLS handshake failed: {cause.reason or cause}", None
+
+
+def loss(
+    stream: SegmentStream | None, error: BaseException | None, server: str, heard: bool
+) -> ConnectionFailed:
+    """Returns what a connection that has ended is told as; ``heard``: a byte had come.
+
+    In TLS 1.3 our side of the handshake is done before the server has seen
+    our certificate: its refusal comes later, and it has read no request.
+    """
+    if isinstance(error, ssl.SSLError) and (error.reason or "").endswith(_WANTS_OURS) and not heard:
+        return ConnectionFailed(handshake_failure(error)[0], server=server, phase="tls")
+    told = f"connection lost: {error}" if error else CLOSED
+    if isinstance(error, ConnectionResetError) and not (heard or isinstance(stream, SecureStream)):
+        told += " (does it speak TLS? ssl=...)"
+    errno = error.errno if isinstance(error, OSError) else None
+    return ConnectionFailed(told, errno=errno, server=server)
 
 
 def records(pieces: Sequence[bytes]) -> Iterator[bytes]:
