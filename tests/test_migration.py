@@ -584,8 +584,16 @@ def test_what_cannot_be_migrated_from_is_refused():
         Client(["c:1"], migrate_from="a:1")
     with pytest.raises(TypeError, match="migrate_exptime"):
         Client(["c:1"], migrate_from=old, migrate_exptime="soon")
+    for passed in (-5, timedelta(seconds=-1)):
+        with pytest.raises(InvalidRequest, match="migrate_exptime is negative"):
+            Client(["c:1"], migrate_from=old, migrate_exptime=passed)
+    with pytest.raises(InvalidRequest, match="migrate_exptime is given without migrate_from"):
+        Client(["c:1"], migrate_exptime=5)
+    assert repr(client.migration) in repr(client) and "Migration" not in repr(old)
     client.close()
     old.close()
+    with pytest.raises(InvalidRequest, match="migrate_from is a client that is closed"):
+        Client(["c:1"], migrate_from=old)
 
 
 @pytest.mark.gen_test

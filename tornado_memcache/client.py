@@ -44,7 +44,6 @@ from .values import Values
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-
 #: So many checked keys are kept, as they are on the wire.
 WIRES_KEPT = 4096
 
@@ -120,7 +119,7 @@ class Client(Commands):
     ``migrate_from`` is a client of the cluster that this one replaces.
     What is missing here is looked for there, and brought over: with the
     time that it still has, where the old server can tell that (memcached
-    1.6), else with ``migrate_exptime`` (as an exptime). Writes delete it there. See
+    1.6), else with ``migrate_exptime`` (as an exptime; 600 s). Writes delete it there. See
     ``docs/deployment.rst``; `Migration` counts, as ``client.migration``.
 
     A client may be made before any loop runs. It belongs to the loop of
@@ -163,7 +162,7 @@ class Client(Commands):
         on_server_up: OnUp | None = None,
         on_server_down: OnDown | None = None,
         migrate_from: "Client | None" = None,
-        migrate_exptime: Any = 600,
+        migrate_exptime: Any = None,
     ) -> None:
         self._settings = Settings.of(locals())
         told = checked_credentials(username, password), Events(on_server_up, on_server_down)
@@ -174,8 +173,10 @@ class Client(Commands):
         self.migration = self._migrating(migrate_from, migrate_exptime)
 
     def _migrating(self, old: Any, exptime: Any) -> Migration | None:
-        if old is None:
+        if old is None and exptime is None:
             return None
+        if old is None:
+            raise InvalidRequest("migrate_exptime is given without migrate_from")
         if not isinstance(old, Client):
             raise TypeError(f"migrate_from must be a Client, not {type(old).__name__}")
         if old.migration is not None:
@@ -255,7 +256,7 @@ class Client(Commands):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Client {self._cluster!r}>"
+        return f"<Client {' '.join(map(repr, filter(None, (self._cluster, self.migration))))}>"
 
     @property
     def _pools(self) -> tuple[Pool, ...]:

@@ -13,10 +13,13 @@ from .arguments import MAX_KEY_LENGTH, wire_exptime
 from .chain import Ask, Chain, Outcome, Steps
 from .cluster import Cluster
 from .commands import chunks
-from .errors import ClientClosed, ClientError, MemcacheError
+from .errors import ClientClosed, ClientError, InvalidRequest, MemcacheError
 from .pool import Pool
 from .protocol import Item, Reply, Request
 from .text import VERBS
+
+#: What is brought over stays for so long, in seconds, if nobody can tell and nothing is set.
+DEFAULT_EXPTIME = 600
 
 _Part: TypeAlias = Generator[Sequence[Ask], Sequence[Outcome], Any]
 
@@ -46,8 +49,11 @@ class Migration:
         self.found = self.copied = self.failed = 0
         self._new = new
         self._old = old
-        wire_exptime(exptime, time.time, "migrate_exptime")
-        self._exptime = exptime
+        if old.cluster.closed:
+            raise InvalidRequest("migrate_from is a client that is closed")
+        self._exptime = DEFAULT_EXPTIME if exptime is None else exptime
+        if wire_exptime(self._exptime, time.time, "migrate_exptime") < 0:
+            raise InvalidRequest("migrate_exptime is negative: nothing that comes over would stay")
         self._loop: object = None
         self._chains: set[Chain] = set()
         #: The last chain that writes a key.
