@@ -118,9 +118,11 @@ class Health:
 
     def refusal(self, asked: str, now: float) -> MemcacheError:
         """Returns what a call is told while the server is dead and is not to be asked."""
-        if isinstance(self.why, AuthenticationError):
-            return self.why.of(asked, False)
         wait = max(0.0, self.dead_until - now)
+        if isinstance(self.why, AuthenticationError):
+            refused = self.why.of(asked, False)
+            refused.message += f"; next try in {wait:.2f} s"
+            return refused
         return ServerDead(
             f"{asked}: memcached {self.name} is taken for dead ({self.why}); "
             f"next try in {wait:.2f} s",
