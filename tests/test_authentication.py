@@ -330,7 +330,7 @@ async def test_an_answer_that_does_not_come_is_a_timeout_and_its_descriptor_is_b
 
 
 ENDS = {
-    "closed": ([Close()], "the server closed the connection"),
+    "closed": ([Close()], r"the server closed the connection \(a proxy takes no username and"),
     "reset": ([Reset()], "reset by peer"),
     "full": ([Send(b"ERROR Too many open connections\r\n"), Close()], "at its limit"),
     "garbage": ([Send(LOGIN + b"\r\n")], "none that memcached gives"),

@@ -59,7 +59,7 @@ class _Handshake:
             self._end(_failure(self._line))
 
     def stream_closed(self, error: BaseException | None) -> None:
-        told = str(error) if error else CLOSED
+        told = f"{str(error) if error else CLOSED} (a proxy takes no username and password)"
         errno = error.errno if isinstance(error, OSError) else None
         self._end(ConnectionFailed(told, errno=errno, phase="authenticating"))
 
