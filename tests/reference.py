@@ -113,9 +113,9 @@ def _number(digits: bytes, bits: int) -> int:
     return int(digits)
 
 
-def _error(asked: Asked, line: bytes) -> str:
+def _error(asked: Asked, line: bytes, stream: _Stream) -> str:
     # ERROR\r\n   CLIENT_ERROR <error>\r\n   SERVER_ERROR <error>\r\n
-    if line == b"ERROR Too many open connections":
+    if len(stream.ends) == 1 and line == b"ERROR Too many open connections":
         raise _Broken("ConnectionRefused")
     word, _, told = line.partition(b" ")
     if word not in (b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR"):
@@ -146,7 +146,7 @@ def _read_word(asked: Asked, stream: _Stream) -> _Outcome:
     line = stream.line()
     if line in WORDS[asked.verb]:
         return Told(line), True
-    error = _error(asked, line)
+    error = _error(asked, line, stream)
     # memcached takes the block of a storage request that it refuses for
     # requests, and answers those too; only a SERVER_ERROR swallows it.
     return error, error != "ClientError" or asked.verb not in (*STORAGE, b"cas")
@@ -159,7 +159,7 @@ def _read_count(asked: Asked, stream: _Stream) -> _Outcome:
         return Told(line), True
     if re.fullmatch(rb"[0-9]+ *", line):
         return Told(b"NUMBER", number=_number(line.rstrip(b" "), 64)), True
-    return _error(asked, line), True
+    return _error(asked, line, stream), True
 
 
 def _read_version(asked: Asked, stream: _Stream) -> _Outcome:
@@ -167,7 +167,7 @@ def _read_version(asked: Asked, stream: _Stream) -> _Outcome:
     line = stream.line()
     if line.startswith(b"VERSION "):
         return Told(b"VERSION", text=line[len(b"VERSION ") :]), True
-    return _error(asked, line), True
+    return _error(asked, line, stream), True
 
 
 def _read_stats(asked: Asked, stream: _Stream) -> _Outcome:
@@ -180,7 +180,7 @@ def _read_stats(asked: Asked, stream: _Stream) -> _Outcome:
             return Told(line, stats=stats), True
         if not line.startswith((b"STAT ", b"ITEM ", b"PREFIX ")):
             # In the middle of its lines nobody can say what still comes.
-            return _error(asked, line), not lines
+            return _error(asked, line, stream), not lines
         lines, size = lines + 1, size + len(line)
         if lines > MOST_STATS or size > MOST_STATS_BYTES:
             raise _Broken("ProtocolError")
@@ -193,14 +193,18 @@ def _read_config(asked: Asked, stream: _Stream) -> _Outcome:
     # CONFIG <name> <flags> <bytes>\r\n<data block>\r\nEND\r\n
     line = stream.line()
     if not line.startswith(b"CONFIG "):
-        return _error(asked, line), True
+        return _error(asked, line, stream), True
     words = line.split(b" ")
     length = _number(words[-1], 63)
     if len(words) != 4 or length > MOST_CONFIG_BYTES:
         raise _Broken("ProtocolError")
     block = stream.block(length)
     line = stream.line()
-    return (Told(b"CONFIG", text=block), True) if line == b"END" else (_error(asked, line), False)
+    return (
+        (Told(b"CONFIG", text=block), True)
+        if line == b"END"
+        else (_error(asked, line, stream), False)
+    )
 
 
 def _read_time(asked: Asked, stream: _Stream) -> _Outcome:
@@ -210,7 +214,7 @@ def _read_time(asked: Asked, stream: _Stream) -> _Outcome:
         return Told(b"EN"), True
     if line.startswith(b"HD t"):
         return Told(b"HD", number=-1 if line == b"HD t-1" else _number(line[4:], 32)), True
-    return _error(asked, line), True
+    return _error(asked, line, stream), True
 
 
 def _read_items(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
@@ -222,7 +226,7 @@ def _read_items(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
         if line == b"END":
             return Told(b"END", items), True
         if not line.startswith(b"VALUE "):
-            return _error(asked, line), not items
+            return _error(asked, line, stream), not items
         words = line.split(b" ")
         if len(words) != (5 if asked.verb in (b"gets", b"gats") else 4):
             raise _Broken("ProtocolError")

@@ -291,6 +291,24 @@ async def test_what_the_server_said_is_read_though_the_next_write_fails(expect_l
                 assert not caught.value.maybe_applied
 
 
+@pytest.mark.parametrize("line", [AT_LIMIT, b"CLIENT_ERROR unauthenticated\r\n"])
+@pytest.mark.gen_test
+async def test_what_a_proxy_passes_on_in_mid_stream_is_one_calls_error_and_no_write_goes_twice(
+    line,
+):
+    asked = b"".join(b"incr %b 1\r\n" % key for key in (b"a", b"b", b"c"))
+    script = [Expect(b"get k\r\n"), Send(b"END\r\n"), Expect(b"incr a 1\r\n")]
+    script += [Expect(asked[len(b"incr a 1\r\n") :]), Send(b"1\r\n" + line + b"1\r\n")]
+    async with Scripted(script) as server:
+        async with Client([server.address], request_timeout=600, max_connections=2) as client:
+            assert await client.get("k") is None
+            calls = [client.incr(key) for key in "abc"]
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            assert [ends[0], type(ends[1]), ends[2]] == [1, ClientError, 1]
+            assert not ends[1].maybe_applied and server.connections == 1
+            assert server.received == [b"get k\r\n" + asked]
+
+
 RESET = b"\1\0\0\0\0\0\0\0"  # (SO_LINGER, no time)
 
 

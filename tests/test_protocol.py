@@ -29,6 +29,7 @@ from tornado_memcache.protocol import (
     RESTS_KEPT,
     STREAMED_BLOCK,
     TOO_MANY_CONNECTIONS,
+    UNAUTHENTICATED,
     ConnectionRefused,
     Item,
     OwedReplies,
@@ -467,6 +468,24 @@ def test_a_server_at_its_limit_of_connections():
     owed.receive_data(TOO_MANY_CONNECTIONS + b"\r\n")
     assert type(owed.failure) is ConnectionRefused
     assert issubclass(ConnectionRefused, ProtocolError)
+
+
+@pytest.mark.parametrize(
+    "line", [TOO_MANY_CONNECTIONS, *UNAUTHENTICATED], ids=lambda line: line.decode()
+)
+@pytest.mark.parametrize("verb, keeps", [(b"incr", True), (b"get", True), (b"set", False)])
+@pytest.mark.parametrize("apart", [True, False])
+def test_behind_a_reply_no_line_refuses_the_connection(line, verb, keeps, apart):
+    """A proxy passes on what one of its servers says."""
+    owed = OwedReplies(LIMIT)
+    before, made, after = slot(b"incr", b"a"), slot(verb, b"b"), slot(b"incr", b"c")
+    owed.owed.extend([before, made, after])
+    pieces = [b"1\r\n", line + b"\r\n2\r\n"]
+    for piece in pieces if apart else [b"".join(pieces)]:
+        receive(owed, piece)
+    assert type(made.reply) is ClientError
+    assert (owed.failure is None) is keeps and not isinstance(owed.failure, ConnectionRefused)
+    assert (after.reply == Reply(b"NUMBER", number=2)) is keeps
 
 
 # -- anything at all

@@ -61,6 +61,20 @@ def test_what_is_tried_again(error, made, again):
     assert sort_out(error, 2.0, [made], [], True) == ([], [made])
 
 
+@pytest.mark.parametrize("error", [REFUSED, UNKNOWN])
+def test_a_refused_connection_has_its_answered_and_unsent_slots_tried_again_and_no_sent_write(
+    error,
+):
+    """The refusal may be that of one server behind a proxy: the others took theirs."""
+    answered, write, read = slot(b"incr"), slot(b"incr"), slot(b"get")
+    unsent = slot(b"incr", sent=False)
+    again, failed = sort_out(error, 2.0, [answered, write, read], [unsent], False)
+    assert (again, failed) == ([answered, read, unsent], [write])
+    assert failure_for(write, error).maybe_applied
+    answered.confirms = (b"silent",)  # (it may be that noreply request which was refused)
+    assert answered in sort_out(error, 2.0, [answered], [], False)[1]
+
+
 @pytest.mark.parametrize("sent", [True, False])
 @pytest.mark.parametrize(
     "opened_at, lost_at, again",

@@ -191,6 +191,7 @@ def test_a_gathered_line_has_exactly_one_crlf(keys, prefix):
         (b"CLIENT_ERROR", ClientError, "CLIENT_ERROR"),
         (b"ERROR", ClientError, "the server does not know the command (ERROR)"),
         (b"ERROR unknown", ClientError, "the server does not know the command (ERROR)"),
+        (b"ERROR Too many open connections", ClientError, "Too many open connections"),
     ],
 )
 def test_the_error_lines(line, kind, told):

@@ -368,6 +368,7 @@ class OwedReplies:
         "owed",
         "max_value_size",
         "failure",
+        "answered",
         "block",
         "block_size",
         "filled",
@@ -381,6 +382,8 @@ class OwedReplies:
         self.owed: deque[Slot] = deque()
         self.max_value_size = max_value_size
         self.failure: ProtocolError | None = None
+        #: True once a reply was whole. What refuses a connection comes before all others.
+        self.answered = False
         #: Where a block is received, with room for an END, and how much is there.
         self.block: memoryview | None = None
         self.filled = 0
@@ -411,13 +414,14 @@ class OwedReplies:
         try:
             while position < size:
                 if not owed:
-                    if data.startswith(TOO_MANY_CONNECTIONS):
+                    if not self.answered and data.startswith(TOO_MANY_CONNECTIONS):
                         raise ConnectionRefused(_AT_LIMIT)
                     raise ProtocolError("the server sent bytes that nobody asked for")
                 slot = owed[0]
                 start, position = position, slot.read(data, position, self)
                 if slot.reply is not None:
                     finished.append(owed.popleft())
+                    self.answered = True
                     if self.failure is not None:
                         return finished
                 elif self.block is not None:

@@ -44,7 +44,7 @@ def may_be_unknown(slot: Slot, error: MemcacheError) -> bool:
 
 
 def untouched_by(error: MemcacheError) -> bool:
-    """True if ``error`` says that the server took nothing of what was sent to it."""
+    """True if ``error`` says that the server refused the connection."""
     return isinstance(error, ConnectionFailed) and error.phase in _BEFORE_ANY
 
 
@@ -54,14 +54,17 @@ def sort_out(
     """Returns what of a lost connection is tried again, and what has failed.
 
     Once, within the same deadline: what was not sent, and what only
-    reads and had no byte of its reply. What the server took nothing of
-    does not count as tried.
+    reads and had no byte of its reply. On a connection that was refused
+    these do not count as tried, nor does what the refusal answers; a write
+    behind that may be with another server, if the refusal is that of one
+    behind a proxy.
     """
     again, failed = [], []
+    answered = owed[0] if owed and not owed[0].confirms else None
     for slot in owed + unsent:
         if closed or not slot.awaited():
             failed.append(slot)
-        elif untouched_by(error):
+        elif untouched_by(error) and (slot is answered or not (slot.sent and slot.writes)):
             again.append(slot)
         elif opened_at >= slot.lost_at:
             failed.append(slot)

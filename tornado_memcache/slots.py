@@ -64,19 +64,22 @@ def _repeats(line: bytes, value: bytes) -> bool:
     )
 
 
-def refusal(slot: Slot, line: bytes) -> ReplyError:
+def refusal(slot: Slot, line: bytes, protocol: OwedReplies) -> ReplyError:
     """Returns the error line as the outcome of ``slot``.
 
-    Raises `.ProtocolError` if it is none, or if an unconfirmed noreply
-    request might be the one that it answers.
+    Raises `.ProtocolError` if it is none, if an unconfirmed noreply
+    request might be the one that it answers, or if it is the first line
+    of a connection, and refuses that. Behind a reply the same words are an
+    error like others: a proxy passes on what one of its servers says.
     """
     error = error_of(line)
     if error is None:
         raise ProtocolError(f"{slot.asked()}: the server sent {told_of(line)}, which is no reply")
-    if line == TOO_MANY_CONNECTIONS:
-        raise ConnectionRefused("the server is at its limit of connections")
-    if line in UNAUTHENTICATED:
-        raise Unauthenticated
+    if not (protocol.answered or slot.begun()):
+        if line == TOO_MANY_CONNECTIONS:
+            raise ConnectionRefused("the server is at its limit of connections")
+        if line in UNAUTHENTICATED:
+            raise Unauthenticated
     if slot.confirms:
         raise ProtocolError(
             f"{slot.asked()}: an error after a noreply request cannot be attributed"
@@ -178,7 +181,7 @@ class TextSlot(Slot):
 
     def _error(self, line: bytes, protocol: OwedReplies) -> MemcacheError:
         """Reads a line that is no good answer; see "What a reply does to its connection"."""
-        error = refusal(self, line)
+        error = refusal(self, line, protocol)
         if isinstance(error, ClientError) and self.verb.shape == "storage":
             # memcached answers such a request twice: once for the line,
             # once for the block that it then takes for a command.
@@ -301,7 +304,7 @@ class RetrievalSlot(Slot):
         if line == b"END":
             self._end()
         else:
-            self.reply = refusal(self, line)
+            self.reply = refusal(self, line, protocol)
             if self._index:
                 protocol.failure = ProtocolError(
                     f"{self.asked()}: an error in the middle of its items"

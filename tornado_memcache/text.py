@@ -192,7 +192,7 @@ def error_of(line: bytes) -> ReplyError | None:
     if word == b"CLIENT_ERROR":
         return ClientError(text)
     if word == b"ERROR":
-        return ClientError("the server does not know the command (ERROR)")
+        return ClientError(text if b" " in told else "the server does not know the command (ERROR)")
     return None
 
 
