@@ -396,6 +396,55 @@ async def test_who_waits_behind_a_call_that_left_still_waits_for_those_before_it
 
 
 @pytest.mark.gen_test
+async def test_thousands_that_left_behind_one_write_are_no_stack(both):
+    with FaultProxy(both.old.address) as proxy:
+        async with both(old_address=proxy.address, request_timeout=30.0) as pair:
+            proxy.replies.hold = True
+            first, *rest = [pair.client.incr("k") for _ in range(3000)]
+            last = pair.client.set("k", 1)
+            for one in rest:
+                one.cancel()
+            await asyncio.sleep(0)
+            proxy.heal()
+            assert await first is None and await last is True
+            assert await pair.client.get("k") == 1 and not pair.client.migration._writers
+
+
+CHANGES = {
+    "touch": lambda client: client.touch("k", 1000),
+    "gat": lambda client: client.gat("k", 1000),
+    "append": lambda client: client.append("k", "1"),
+    "incr": lambda client: client.incr("k"),
+    "replace": lambda client: client.replace("k", 7),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.gen_test
+async def test_what_was_copied_and_then_changed_never_comes_back_as_it_was(both, change):
+    async with both() as pair:
+        assert await pair.old.set("k", 5)
+        assert await pair.client.get("k") == 5
+        await pair.settled()
+        assert pair.has("old", "k") and pair.has("new", "k")
+        assert await CHANGES[change](pair.client)
+        assert not pair.has("old", "k") and pair.has("new", "k")
+        pair.new_server.ask(b"delete k\r\n")  # (stands for its end, or an eviction)
+        assert await pair.client.get("k") is None
+
+
+@pytest.mark.gen_test
+async def test_what_is_changed_stays_where_old_and_new_are_one_place(start_memcached):
+    server = start_memcached()
+    old = Client([server.address])
+    async with Client([server.address], migrate_from=old) as client:
+        assert await old.set("k", 5) and await old.set("m", 7)
+        assert await client.incr("k") == 6 and await client.gets("m")
+        assert await client.get("k") == 6
+    old.close()
+
+
+@pytest.mark.gen_test
 async def test_many_callers_on_both_sides_of_a_change_never_read_what_is_older(both):
     """A model of each key: what was written last is read, or a miss; deleted stays deleted."""
     chance = random.Random(5)

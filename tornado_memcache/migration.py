@@ -105,18 +105,21 @@ class Migration:
     def _left(self, chain: Chain) -> None:
         """A chain has ended: those behind it go on, once nothing is ahead of it either."""
         self._chains.discard(chain)
-        if chain.ahead:
-            return
-        for key in chain.keys:
-            if self._writers.get(key) is chain:
-                del self._writers[key]
-        followers, chain.followers = chain.followers, []
-        for one in followers:
-            one.ahead -= 1
-            if one.over:
-                self._left(one)
-            else:
-                one.start()
+        ended = [chain]  # (thousands may stand in a row)
+        while ended:
+            chain = ended.pop()
+            if chain.ahead:
+                continue
+            for key in chain.keys:
+                if self._writers.get(key) is chain:
+                    del self._writers[key]
+            followers, chain.followers = chain.followers, []
+            for one in followers:
+                one.ahead -= 1
+                if one.over:
+                    ended.append(one)
+                else:
+                    one.start()
 
     def close(self) -> None:
         """Ends what is under way with `.ClientClosed`."""
@@ -279,16 +282,25 @@ class Migration:
         return stored
 
     def _move(self, pool: Pool, keys: Iterable[bytes]) -> Generator[Any, Any, bool]:
-        """Moves items to the new cluster; returns True if any was there to be moved."""
+        """Moves items to the new cluster; returns True if any was there to be moved.
+
+        What a copy had brought over before leaves the old one too: it is to be changed, and
+        would come back as it was when the new item has gone.
+        """
         found = yield from self._fetch(keys)
         if not found:
             return False
         times = yield from self._times(found)
         stored = yield from self._add(pool, found, times)
-        left = yield from self._ask_old(Request(b"delete", (key,)) for key in stored)
-        gone = [key for key, reply in zip(stored, left) if reply == Reply(b"NOT_FOUND")]
-        yield from self._take_back(pool, {key: found[key] for key in gone})
+        keys = [key for key in times if key in stored or not self._is_one_place(pool, key)]
+        left = yield from self._ask_old(Request(b"delete", (key,)) for key in keys)
+        missed = [key for key, reply in zip(keys, left) if reply == Reply(b"NOT_FOUND")]
+        yield from self._take_back(pool, {key: found[key] for key in missed if key in stored})
         return True
+
+    def _is_one_place(self, pool: Pool, key: bytes) -> bool:
+        """True if ``key`` is the same item in both clusters: its old one is the new one."""
+        return self._old_key(key) == key and self._old.cluster.pool_for(key).name == pool.name
 
     def _begin_copy(self, pool: Pool, items: dict[bytes, Item], mine: dict[bytes, object]) -> None:
         loop = self._new.cluster.loop
