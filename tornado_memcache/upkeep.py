@@ -77,6 +77,9 @@ class Upkeep:
         """Removes the timers, and gives up what is being looked up."""
         self._idle.stop()
         self._resolve.stop()
+        self._give_up()
+
+    def _give_up(self) -> None:
         look_ups, self._look_ups = self._look_ups, {}
         for future in look_ups.values():
             future.cancel()
@@ -101,6 +104,7 @@ class Upkeep:
 
     def look_up(self) -> None:
         """Begins to look up the name of each server that has an open connection."""
+        self._give_up()  # (one that has not ended by now may never end)
         for pool in self.pools:
             if _is_named_and_open(pool) and pool.name not in self._look_ups:
                 try:
