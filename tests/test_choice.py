@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tornado_memcache.choice import bound_to, choose, longest_unused, takes_calls, usable
+from tornado_memcache.choice import (
+    bound_to,
+    choose,
+    longest_unused,
+    takes_calls,
+    usable,
+    waits_for_its_key,
+)
 from tornado_memcache.lanes import Line
 from tornado_memcache.protocol import LARGE_WORK, Request
 from tornado_memcache.slots import slot_for
@@ -17,7 +24,7 @@ class Stand:
         self.name = name
         self.keys = dict.fromkeys(keys, 1)
         self.open, self.late, self.large, self.connecting = True, False, False, False
-        self.idle, self.owing, self.leaving = True, 0, False
+        self.idle, self.owing, self.leaving, self.heard = True, 0, False, True
         self.__dict__.update(state)
 
     @property
@@ -41,6 +48,7 @@ LATE = Stand("late", idle=False, late=True, keys=[b"k"])
 LARGE = Stand("large", idle=False, large=True, owing=1)
 OPENING = Stand("opening", open=False, connecting=True)
 WRITING = Stand("writing", idle=False, keys=[b"k"])
+UNHEARD = Stand("unheard", idle=False, owing=1, heard=False)
 LEAVING = Stand("leaving", idle=False, keys=[b"k"], leaving=True)
 BIG = slot(b"set", value=b"x" * (LARGE_WORK + 1))
 
@@ -66,6 +74,7 @@ BIG = slot(b"set", value=b"x" * (LARGE_WORK + 1))
         ([BUSY, IDLE], BIG, True, IDLE),
         ([BUSY], BIG, True, None),
         ([BUSY], BIG, False, BUSY),
+        ([UNHEARD, BUSY], BIG, False, BUSY),
         ([WRITING, LATE], slot(), True, None),
     ],
 )
@@ -82,6 +91,18 @@ def test_nobody_overtakes_the_line_but_for_the_order_of_a_key():
     assert choose([IDLE, WRITING], [WRITING], line, slot(), True) is WRITING
     line.add(write)
     assert choose([IDLE, WRITING], [WRITING], line, slot(), True) is None
+
+
+def test_who_waits_for_a_connection_that_is_left_holds_nobody_up_but_those_of_its_key():
+    line, first, other, same = Line(), slot(), slot(key=b"other"), slot(b"set", b"k", b"v")
+    for one in (first, other, same):
+        line.add(one)
+    assert choose([LEAVING, IDLE], [LEAVING], line, first, True) is None
+    assert waits_for_its_key([LEAVING]) and waits_for_its_key([LEAVING, WRITING])
+    assert not waits_for_its_key([]) and not waits_for_its_key([WRITING])
+    line.step_aside()
+    assert choose([LEAVING, IDLE], [], line, other, True) is IDLE
+    assert choose([LEAVING, IDLE], [LEAVING], line, same, True) is None
 
 
 @pytest.mark.parametrize(

@@ -237,16 +237,48 @@ async def test_an_address_that_the_name_still_leads_to_stays_connected(moving):
 
 
 @pytest.mark.gen_test
-async def test_a_slow_look_up_is_not_begun_twice_and_ends_with_the_client(moving):
+async def test_a_look_up_that_does_not_end_is_begun_anew_by_the_next_and_ends_with_the_client(
+    moving,
+):
     names = moving[2]
     async with client_of(moving, resolve_interval=60.0) as client:
         await client.get("k")
+        upkeep, names.gate = client._cluster._upkeep, asyncio.Event()
+        look_ups = []
+        for asked in (2, 3):
+            upkeep.look_up()
+            await until(lambda asked=asked: names.asked == asked)
+            look_ups += upkeep._look_ups.values()
+        assert [one.done() for one in look_ups] == [True, False] and look_ups[0].cancelled()
+        names.gate, names.names["cache"] = None, "127.0.0.2"
+        upkeep.look_up()
+        await until(lambda: opened(client) == 0)  # it was followed
+        await client.get("k")
         names.gate = asyncio.Event()
-        for _ in range(3):
-            client._cluster._upkeep.look_up()
-        await until(lambda: names.asked == 2)
-        (look_up,) = client._cluster._upkeep._look_ups.values()
-    await until(look_up.cancelled)
+        upkeep.look_up()
+        await until(lambda: names.asked >= 6)
+        (last,) = upkeep._look_ups.values()
+    await until(last.cancelled)
+
+
+@pytest.mark.gen_test
+async def test_a_silent_write_at_the_old_address_holds_up_nothing_but_its_key(moving):
+    one, _, names = moving
+    async with client_of(moving, resolve_interval=60.0, request_timeout=5.0) as client:
+        await client.set("k", "old")
+        one.stop()
+        write = client.set("w", 1)
+        names.names["cache"] = "127.0.0.2"
+        client._cluster._upkeep.look_up()
+        await until(lambda: client._pools[0].connections[0].leaving)
+        behind = [client.get("w"), client.set("w", 2), client.get("w")]
+        for n in range(5):
+            assert await client.set(f"k{n}", n) and await client.get(f"k{n}") == n
+        assert not any(call.done() for call in (write, *behind))
+        assert client._pools[0].counts()["open"] == 2
+        one.resume()
+        assert await write is True
+        assert await asyncio.gather(*behind) == [None, True, 2]
 
 
 @pytest.mark.gen_test

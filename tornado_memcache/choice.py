@@ -23,6 +23,11 @@ def bound_to(connections: Sequence[Connection], slot: Slot) -> list[Connection]:
     return bound
 
 
+def waits_for_its_key(bound: Sequence[Connection]) -> bool:
+    """True if a slot that is ``bound`` so takes none but those, and none of them yet."""
+    return len(bound) > 1 or (bool(bound) and bound[0].leaving and not bound[0].late)
+
+
 def takes_calls(connection: Connection) -> bool:
     """True for one that takes calls of any key: open, on time, to where its server is."""
     return connection.open and not (connection.late or connection.leaving)
@@ -59,11 +64,11 @@ def choose(
     goes to an idle connection where there is one, or may be one.
     """
     behind = bool(line) and line.first is not slot
-    if len(bound) > 1:
-        return None  # only a request of many keys: until all but one have answered
+    if waits_for_its_key(bound):
+        # A request of many keys: until all but one have answered. One that is to be left:
+        # until it has, since a key that is always written would hold it.
+        return None
     if bound:
-        if bound[0].leaving and not bound[0].late:
-            return None  # until it has answered: a key that is always written would hold it
         return None if behind and line.holds_write_of(slot) else bound[0]
     if behind:
         return None
@@ -75,7 +80,8 @@ def choose(
         return clear[0]  # gathering works best on one
     if not good or may_grow or any(one.connecting for one in connections):
         return None
-    return min(good, key=lambda one: one.owing)
+    # One that has said nothing yet may be refused, with what stands behind its first request.
+    return min(good, key=lambda one: (not one.heard, one.owing))
 
 
 def usable(connections: Sequence[Connection]) -> Connection | None:

@@ -100,13 +100,15 @@ class Line:
     call with a longer timeout of its own keeps its place.
     """
 
-    __slots__ = ("_lane", "_members", "_order", "_written")
+    __slots__ = ("_aside", "_lane", "_members", "_order", "_written")
 
     def __init__(self) -> None:
         self._lane = SlotLane()
         self._members: set[Slot] = set()
         #: May hold slots that have expired, until they come to the front.
         self._order: deque[Slot] = deque()
+        #: Those that have let others pass, in their order: they stand before all others.
+        self._aside: list[Slot] = []
         self._written = BoundKeys((), ())
 
     def __len__(self) -> int:
@@ -152,6 +154,21 @@ class Line:
         self._lane.remove(slot)
         return slot
 
+    def step_aside(self) -> None:
+        """Has the slot whose turn it is let the others pass, until `come_back`."""
+        self._aside.append(self.first)
+        self._order.popleft()
+
+    def come_back(self) -> None:
+        """Puts those that stepped aside back where they stood, before the others."""
+        self._order.extendleft(reversed(self._aside))
+        self._aside = []
+
+    @property
+    def passed(self) -> int:
+        """How many slots have stepped aside."""
+        return len(self._aside)
+
     def pop_due(self) -> Slot:
         """Takes the slot out that expires first; `extend` may put it back in its place."""
         slot = self._lane.pop()
@@ -166,7 +183,7 @@ class Line:
         self._enter(slot)
 
     def clear(self) -> list[Slot]:
-        slots = [slot for slot in self._order if slot in self._members]
+        slots = [slot for slot in (*self._aside, *self._order) if slot in self._members]
         self.__init__()  # type: ignore[misc]
         return slots
 

@@ -13,7 +13,16 @@ from tornado.ioloop import IOLoop
 
 from . import deadlines
 from .address import Server
-from .choice import bound_to, choose, probe_has_left, takes_calls, tally, usable, was_made
+from .choice import (
+    bound_to,
+    choose,
+    probe_has_left,
+    takes_calls,
+    tally,
+    usable,
+    waits_for_its_key,
+    was_made,
+)
 from .connection import Connection
 from .connector import Transport
 from .deadlines import Deadlines
@@ -121,8 +130,10 @@ class Pool:
             if connection is not None:
                 connection.send(slot)
             else:
+                first = not self._line
                 self._queue(slot)  # (for a connection, under its own deadline)
-                self._grow()
+                if first or self.health.dead:
+                    self._grow()  # (behind others it may yet be served)
             self.reconsider()
 
     def _refuse(self, slot: Slot, error: MemcacheError) -> None:
@@ -260,19 +271,23 @@ class Pool:
             self._serve()
         finally:
             self._serving = False
+            self._line.come_back()
         if not self._line:
             self._deadlines.rest(self)
         self._find_usable()
 
     def _serve(self) -> None:
         line = self._line
-        while line:
+        while len(line) > line.passed:
             slot = line.first
             if slot.abandoned():
                 self.pending -= line.pop().weight
                 continue
             connection = self._choose(slot)
             if connection is None:
+                if waits_for_its_key(bound_to(self._connections, slot)):
+                    line.step_aside()  # (the others need not wait for that)
+                    continue
                 self._grow()
                 break
             line.pop()
