@@ -94,6 +94,8 @@ BROKEN = {
     b"1\na|b\n": "'a\\|b' is no host",
     b"1\na|b|1|2\n": "is no host",
     b"1\n||1\n": "is no host",
+    b"1\nunix||11211\n": "is no host",
+    b"1\n|unix|/tmp/x\n": "is no host",
     b"1\na|b|\n": "port",
     b"1\na|b|x\n": "port",
     b"1\na|b|70000\n": "port",
@@ -352,6 +354,30 @@ async def test_it_is_one_timer_which_is_gone_when_the_client_is_closed(memcached
         client.close()
         client.close()
         assert our_timers(loop) == []
+
+
+@pytest.mark.gen_test
+async def test_it_may_be_closed_in_the_turn_in_which_it_was_answered(memcached):
+    text = answer(b"1\n" + node(memcached).encode())
+    script = [*[Expect(ASKED), Send(text)], Close()]
+    async with Scripted(script) as endpoint:
+        client = await discover(endpoint.address, interval=600)
+        discovery = client.discovery
+        discovery.timer.stop()
+        discovery._begin()
+        closed = asyncio.Event()
+
+        def look():
+            if discovery._asking.done():
+                client.close()
+                closed.set()
+            else:
+                asyncio.get_running_loop().call_soon(look)
+
+        look()
+        await closed.wait()
+        await asyncio.sleep(0)
+        assert not discovery.timer.armed and discovery._asking is None
 
 
 @pytest.mark.gen_test

@@ -209,3 +209,23 @@ async def test_one_of_the_two_is_enough(start_memcached):
 def test_what_cannot_be_called_is_refused(name, wrong):
     with pytest.raises(TypeError, match=name):
         Client(["a:1"], **{name: wrong})
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_leaves_while_it_is_down_is_told_as_up_and_is_new_when_it_comes_back(
+    start_memcached,
+):
+    a, b, heard = start_memcached(), start_memcached(), Heard()
+    async with Client([a.address, b.address], **heard.both) as client:
+        keys = [f"k{n}" for n in range(20)]
+        await client.set_multi(dict.fromkeys(keys, 1))
+        a.kill()
+        await until(lambda: client._pools[0].counts()["open"] == 0)
+        await client.get_multi(keys)
+        await until(lambda: heard.kinds == ["down"])
+        client.remove_server(a.address)
+        await until(lambda: heard.kinds == ["down", "up"])
+        assert heard.told[1] == ("up", a.address)
+        client.add_server(a.address)
+        await client.get_multi(keys)
+        await until(lambda: heard.kinds == ["down", "up", "down"])

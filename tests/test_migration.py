@@ -564,6 +564,42 @@ async def test_what_comes_over_to_the_gutter_stays_as_short_as_all_there(start_m
 # -- callers that leave, and the end
 
 
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.gen_test
+async def test_a_server_that_leaves_before_its_turn_in_a_call_comes_is_still_the_clients(
+    both, back, start_memcached
+):
+    """What is asked of it then ends with the client, or goes to the pool that it has by then."""
+    other = start_memcached()
+    with FaultProxy(both.old.address) as old, FaultProxy(both.new.address) as new:
+        where = {"old_address": old.address, "address": new.address, "request_timeout": 600.0}
+        async with both(**where) as pair:
+            client = pair.client
+            old.replies.hold = True
+            write = client.set("k", 1)  # it is deleted on the old side first
+            await until(lambda: pair.old._pools[0].pending == 1)
+            (left,) = client._pools
+            client.set_servers([other.address])
+            if back:
+                client.set_servers([new.address, other.address])
+            new.replies.hold = True
+            old.heal()
+            taker = client._pools[0] if back else left
+            assert (taker is left) is not back
+            await until(lambda: taker.counts()["busy"] == 1)
+            if back:
+                assert not left.connections
+                new.heal()
+                assert await write is True
+            else:
+                assert left in client._cluster._retired
+            client.close()
+            assert not left.connections and not taker.connections
+            if not back:
+                with pytest.raises(ClientClosed):
+                    await write
+
+
 @pytest.mark.gen_test
 async def test_a_caller_that_leaves_leaves_nothing(both):
     with FaultProxy(both.old.address) as proxy:

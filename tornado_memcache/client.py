@@ -88,9 +88,9 @@ class Client(Commands):
 
     ``on_server_down(server, reason)`` and ``on_server_up(server)``, plain
     or coroutine functions, are called when a server is taken for dead,
-    with its name and a `.MemcacheError`, and when it answers again. They
-    run on a later tick and outside of any boundary; what they raise is
-    logged.
+    with its name and a `.MemcacheError`, and when it answers again, or
+    leaves the servers while it is dead. They run on a later tick and
+    outside of any boundary; what they raise is logged.
 
     ``ring`` places the keys: "modulo" (as python-memcached), "ketama",
     "ketama_weighted" (as libmemcached), "rendezvous", an object with

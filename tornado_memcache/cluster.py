@@ -25,6 +25,7 @@ from .errors import InvalidRequest, InvalidServer, shown
 from .events import Events
 from .gutter import GUTTER_EXPTIME
 from .pool import Pool
+from .protocol import Slot
 from .ring import Rendezvous, make_ring
 from .settings import Settings
 from .timers import NamedTimer
@@ -171,7 +172,30 @@ class Cluster:
     def _pool_of(self, server: Server) -> Pool:
         assert self.loop is not None and self.deadlines is not None
         given = (self._settings, self.deadlines, self._io_loop, self.loop, self._transport)
-        return Pool(server, *given, self._events)
+        pool = Pool(server, *given, self._events)
+        reference = weakref.ref(self)  # (a connection must not keep a client alive)
+
+        def heir(left: Pool, slot: Slot) -> bool:
+            cluster = reference()
+            return cluster is not None and cluster._inherits(left, slot)
+
+        pool.heir = heir
+        return pool
+
+    def _inherits(self, left: Pool, slot: Slot) -> bool:
+        """Takes ``slot``, of a call begun before ``left`` owed nothing and went, if it has a pool.
+
+        Returns False if it has none: ``left`` takes it, and is not forgotten until it has ended.
+        """
+        for pool in self.pools:
+            if pool.name == left.name:  # (a server has one pool: it knows the order of its writes)
+                pool.submit(slot)
+                return True
+        if self.closed:
+            left.close()
+        elif left not in self._retired:
+            self._retired.append(left)
+        return False
 
     def _forked(self) -> bool:
         """True in a child of fork, where loop and connections are the parent's."""

@@ -74,9 +74,9 @@ def parse_configuration(text: bytes) -> Configuration:
 
 def _spec(node: bytes) -> str:
     fields = node.decode("utf-8", "replace").split("|")
-    if len(fields) != 3 or not (fields[0] or fields[1]):
+    host = (fields[0] or fields[1]) if len(fields) == 3 else ""
+    if host in ("", "unix"):  # (which would make a path of the port)
         raise InvalidServer(f"{shown(node)} is no host|ip|port")
-    host = fields[0] or fields[1]
     return f"[{host}]:{fields[2]}" if ":" in host else f"{host}:{fields[2]}"
 
 

@@ -11,18 +11,8 @@ from contextvars import Context
 
 from tornado.ioloop import IOLoop
 
-from . import deadlines
+from . import choice, deadlines
 from .address import Server
-from .choice import (
-    bound_to,
-    choose,
-    probe_has_left,
-    takes_calls,
-    tally,
-    usable,
-    waits_for_its_key,
-    was_made,
-)
 from .connection import Connection
 from .connector import Transport
 from .deadlines import Deadlines
@@ -46,6 +36,9 @@ class Pool:
     line and no key bound to another connection. Where it is None, `submit`
     decides.
     """
+
+    #: Is asked who takes a slot that comes only when the pool has left: True, if another has.
+    heir: Callable[["Pool", Slot], bool] | None = None
 
     def __init__(
         self,
@@ -107,9 +100,12 @@ class Pool:
             self.usable = None
 
     def _submit(self, slot: Slot) -> None:
+        over = self._retired and not (self._connections or self._line)
+        if over and self.heir is not None and self.heir(self, slot):
+            return
         slot.place = self
         now = deadlines.clock()
-        if self.health.probing and probe_has_left(self._connections, self._line):
+        if self.health.probing and choice.probe_has_left(self._connections, self._line):
             self.health.probing = False
         if self.closed:
             closed = ClientClosed(f"{slot.asked()}: the client is closed", server=self.name)
@@ -156,19 +152,19 @@ class Pool:
 
     def _choose(self, slot: Slot) -> Connection | None:
         """Returns the connection that takes ``slot`` now, None if it has to wait."""
-        bound = bound_to(self._connections, slot)
+        bound = choice.bound_to(self._connections, slot)
         if len(bound) > 1:
             for connection in bound:
                 connection.confirm()
-        return choose(self._connections, bound, self._line, slot, self._may_grow())
+        return choice.choose(self._connections, bound, self._line, slot, self._may_grow())
 
     def _queue(self, slot: Slot, *, front: bool = False) -> None:
+        """Has ``slot`` wait. A Future does not tell its slot that it went away, as others do."""
         slot.place = self
         self._line.add(slot, front=front)
         self._deadlines.watch(self, slot.deadline)
         waiter = getattr(slot.waiter, "whole", slot.waiter)
         if type(waiter) is asyncio.Future:
-            # Any other waiter tells its slot that it went away.
             waiter.add_done_callback(lambda _: self.left(slot), context=Context())
 
     def left(self, slot: Slot) -> None:
@@ -193,10 +189,13 @@ class Pool:
     # -- growing
 
     def _may_grow(self) -> bool:
+        """True if one more may be opened.
+
+        The pause after a refusal is for a server that has others of ours to live with.
+        """
         if self.closed or len(self._connections) >= self._settings.max_connections:
             return False
-        # The pause after a refusal is for a server that has others of ours to live with.
-        good = any(takes_calls(one) for one in self._connections)
+        good = any(choice.takes_calls(one) for one in self._connections)
         return not good or deadlines.clock() >= self._grow_at
 
     def _grow(self) -> None:
@@ -208,9 +207,11 @@ class Pool:
             connection.connect(self._io_loop, self._transport)
 
     def keep_warm(self, least: int = 0) -> None:
-        """Opens what is missing of ``min_connections`` or ``least``, one after the other."""
+        """Opens what is missing of ``min_connections`` or ``least``, one after the other.
+
+        One that is being opened may be refused, and is then to be opened again.
+        """
         before = len(self._connections)
-        # (One that is being opened may be refused, and is then to be opened again.)
         self._cold = sum(one.open for one in self._connections) < self._settings.min_connections
         few = self._cold or before < least
         paused = deadlines.clock() < self._grow_at
@@ -234,7 +235,9 @@ class Pool:
     def has_idle_enough(self, connection: Connection) -> bool:
         """True if so many others are idle that ``connection`` need not be kept."""
         most = self._settings.max_idle
-        return most is not None and not self._line and tally(self._connections)["idle"] > most
+        return (
+            most is not None and not self._line and choice.tally(self._connections)["idle"] > most
+        )
 
     def opened(self, connection: Connection) -> None:
         self._warming = None
@@ -263,8 +266,11 @@ class Pool:
         connection.send(slot_for(Request(b"flush_all"), waiter, flushed, deadline))
 
     def _serve_line(self) -> None:
+        """Serves the line, unless that is being done.
+
+        A connection that takes a slot of the line asks again: the next would overtake it.
+        """
         if self._serving:
-            # A connection that takes a slot of the line asks again: the next would overtake it.
             return
         self._serving = True
         try:
@@ -285,7 +291,7 @@ class Pool:
                 continue
             connection = self._choose(slot)
             if connection is None:
-                if waits_for_its_key(bound_to(self._connections, slot)):
+                if choice.waits_for_its_key(choice.bound_to(self._connections, slot)):
                     line.step_aside()  # (the others need not wait for that)
                     continue
                 self._grow()
@@ -314,7 +320,7 @@ class Pool:
     def _find_usable(self) -> None:
         self.usable = None
         if not (self.health.dead or self._line or self.pending >= self._settings.max_pending):
-            self.usable = usable(self._connections)
+            self.usable = choice.usable(self._connections)
         if self.usable is not None:
             self.usable.bound = None  # counted again once others are used
 
@@ -356,7 +362,7 @@ class Pool:
             return
         self._connections.remove(connection)
         error = as_failure(error, self.name)
-        made = was_made(connection, deadlines.clock())
+        made = choice.was_made(connection, deadlines.clock())
         made = made or any(may_be_unknown(slot, error) for slot in owed)
         if not connection.connecting:
             self.losses += 1
@@ -385,16 +391,18 @@ class Pool:
         self.keep_warm()
 
     def _connect_failed(self, error: MemcacheError, begun: float) -> None:
-        """A connection was not made, or was closed before it had said anything."""
+        """A connection was not made, or was closed before it had said anything.
+
+        A server that is there and takes no more is lived with; what waited for this very
+        connect may have timed out just before it.
+        """
         now = deadlines.clock()
-        if any(takes_calls(one) for one in self._connections):
-            # The server is there and takes no more: live with what there is.
+        if any(choice.takes_calls(one) for one in self._connections):
             self._grow_at = now + FIRST_PAUSE
             return
         if unmade(error) and not isinstance(error, Timeout):
             self._judged(self.health.refused(now, error))
         else:
-            # (what waited for this very connect may have timed out just before it)
             self._judged(self.health.silence(begun, now, error))
         if unmade(error) or self.health.dead:
             self._fail_line(error)
@@ -415,13 +423,13 @@ class Pool:
         """Nothing can have come for a slot that was not sent."""
 
     def expire(self, now: float) -> None:
+        """Ends what is due; who waits on is put back before: callbacks may call, cancel, close."""
         line = self._line
         while line.next_deadline <= now:
             slot = line.pop_due()
             error, awaited = self.failure_of(slot), slot.awaited()
             until = slot.awaited_until(now)
             if until:
-                # Before the others are told: their callbacks may call, cancel or close.
                 line.extend(slot, until)
             slot.expire(error, now)
             if until:
@@ -468,6 +476,8 @@ class Pool:
 
         Returns True if nothing is left to wait for.
         """
+        if not self._retired and self.health.dead:
+            self._events.up(self._loop, self.name)  # (nobody will tell of it any more)
         self._retired = True
         for connection in list(self._connections):
             connection.retire()
@@ -477,6 +487,7 @@ class Pool:
         """Takes calls again, after `retire`, behind the writes that are still unanswered."""
         if self._retired:
             self._retired = False
+            self._judged(self.health.dead)
             for connection in self._connections:
                 connection.retiring = connection.leaving
 
@@ -489,12 +500,9 @@ class Pool:
 
     def counts(self) -> dict[str, int]:
         """Returns the pool's accounts: idle + busy + connecting + late = open <= limit."""
-        return {
-            **tally(self._connections),
-            "limit": self._settings.max_connections,
-            "waiting": len(self._line),
-            "pending": self.pending,
-        }
+        limit, waiting = self._settings.max_connections, len(self._line)
+        own = {"limit": limit, "waiting": waiting, "pending": self.pending}
+        return {**choice.tally(self._connections), **own}
 
     def __repr__(self) -> str:
         counts = " ".join(f"{name}={value}" for name, value in self.counts().items())
