@@ -101,7 +101,8 @@ async def test_what_is_missing_comes_over_with_the_time_that_it_has(both, exptim
         assert pair.raw("new", "k") == pair.raw("old", "k")
         told = {0: -1, 100: 100}.get(exptime, 40 * 86400)
         left = int(pair.time("new", "k")[4:])
-        assert left == told if told < 0 else told - 5 <= left <= told
+        # (memcached counts in seconds of its own, which may begin a second later)
+        assert left == told if told < 0 else told - 5 <= left <= told + 1
         assert repr(pair.client.migration) == "<Migration found=1 copied=1 failed=0>"
         pair.old_server.kill()
         assert await pair.client.get("k") == "v"  # (a hit asks nobody else)
