@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tornado_memcache.deadlines import NEVER
-from tornado_memcache.lanes import BoundKeys, SlotLane
+from tornado_memcache.lanes import MOST_ASIDE, BoundKeys, Line, SlotLane
 from tornado_memcache.protocol import Request
 from tornado_memcache.slots import slot_for
 
@@ -95,3 +95,16 @@ def test_bound_keys_are_those_of_unanswered_writes():
     bound.count(write, -1)
     bound.count(confirming, -1)
     assert set(bound) == {b"silent"}
+
+
+def test_who_waits_for_its_key_lets_a_few_pass_and_stands_where_it_stood():
+    line = Line()
+    slots = [slot(float(number)) for number in range(MOST_ASIDE + 2)]
+    for one in slots:
+        line.add(one)
+    for one in slots[:MOST_ASIDE]:
+        assert line.goes_on and line.first is one
+        line.step_aside()
+    assert not line.goes_on, "each of them is looked at again, whenever the line is served"
+    line.come_back()
+    assert [line.pop() for _ in slots] == slots and not line.goes_on

@@ -143,7 +143,8 @@ async def test_a_server_at_its_limit_is_lived_with(
         try:
             work = [client.set(f"large{n}", LARGE) for n in range(8)]
             assert await asyncio.gather(*work, client.get("k")) == [True] * 8 + ["v"]
-            assert client._pools[0].counts()["open"] == 1 and not client._pools[0].health.dead
+            await until(lambda: client._pools[0].counts()["open"] == 1)
+            assert not client._pools[0].health.dead
             async with Client(request_timeout=10, **options) as other:
                 with pytest.raises(ConnectionFailed, match="limit of connections") as caught:
                     await other.set("k", "w")

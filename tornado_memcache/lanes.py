@@ -12,6 +12,8 @@ from .protocol import Slot
 
 #: What stands in a lane that is empty, in place of a deque of 760 bytes. Nothing is put in it.
 _NOTHING: deque[Slot] = deque()
+#: So many slots may let others pass: each of them is looked at whenever the line is served.
+MOST_ASIDE = 32
 
 
 class SlotLane:
@@ -165,9 +167,9 @@ class Line:
         self._aside = []
 
     @property
-    def passed(self) -> int:
-        """How many slots have stepped aside."""
-        return len(self._aside)
+    def goes_on(self) -> bool:
+        """True while there is one that has not stepped aside; at most `MOST_ASIDE` do."""
+        return len(self._members) > len(self._aside) < MOST_ASIDE
 
     def pop_due(self) -> Slot:
         """Takes the slot out that expires first; `extend` may put it back in its place."""

@@ -284,7 +284,7 @@ class Pool:
 
     def _serve(self) -> None:
         line = self._line
-        while len(line) > line.passed:
+        while line.goes_on:
             slot = line.first
             if slot.abandoned():
                 self.pending -= line.pop().weight
