@@ -219,24 +219,29 @@ def _read_time(asked: Asked, stream: _Stream) -> _Outcome:
 
 def _read_items(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
     # VALUE <key> <flags> <bytes> [<cas unique>]\r\n<data block>\r\n ... END\r\n
-    items: dict[bytes, tuple[bytes, int, int | None]] = {}
-    left = list(asked.keys)
+    # An item is that of the next place that asks for its key, from the last one on and then from
+    # the begin; of a key that was asked for twice the last place counts.
+    items: list[tuple[bytes, int, int | None] | None] = [None] * len(asked.keys)
+    last = -1
     while True:
         line = stream.line()
         if line == b"END":
-            return Told(b"END", items), True
+            found = {key: item for key, item in zip(asked.keys, items) if item is not None}
+            return Told(b"END", found), True
         if not line.startswith(b"VALUE "):
-            return _error(asked, line, stream), not items
+            return _error(asked, line, stream), last < 0
         words = line.split(b" ")
         if len(words) != (5 if asked.verb in (b"gets", b"gats") else 4):
             raise _Broken("ProtocolError")
         key, flags, length = words[1], _number(words[2], 32), _number(words[3], 64)
         cas_unique = _number(words[4], 64) if len(words) == 5 else None
         # Misses are left out; a proxy answers server by server, so hits may be in any order.
-        if key not in left or length > limit:
+        places = [*range(last + 1, len(items)), *range(last + 1)]
+        places = [at for at in places if asked.keys[at] == key and items[at] is None]
+        if not places or length > limit:
             raise _Broken("ProtocolError")
-        left.remove(key)
-        items[key] = (stream.block(length), flags, cas_unique)
+        last = places[0]
+        items[last] = (stream.block(length), flags, cas_unique)
 
 
 def _read_reply(asked: Asked, stream: _Stream, limit: int) -> _Outcome:

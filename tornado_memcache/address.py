@@ -58,7 +58,8 @@ def shown_spec(spec: object) -> str:
     if not isinstance(spec, (str, Server)):
         return f"(a {type(spec).__name__})"
     text = spec if isinstance(spec, str) else spec.name
-    if text.startswith(("unix:", "/")) or _PLAIN.fullmatch(text) or _is_v6(text):
+    is_path = text.startswith("unix:") or (text.startswith("/") and "@" not in text)
+    if is_path or _PLAIN.fullmatch(text) or _is_v6(text):
         return shown(text)
     before, at, behind = text.rpartition("@")
     parts = re.split(r"[:\s,]+", behind)
