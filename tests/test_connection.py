@@ -267,3 +267,14 @@ async def test_repr_says_where_it_stands(memcached):
         await call
         connection = only(client)
     assert "closed" in repr(connection)
+
+
+@pytest.mark.gen_test
+async def test_the_attributes_of_what_each_call_looks_at_stay_in_a_dict_that_is_shared(memcached):
+    """From 30 on CPython gives each object one of its own: 1.3 KB, and a fifth of the speed."""
+    async with Client([memcached.address]) as client:
+        await client.get("k")
+        (pool,) = client._pools
+        (connection,) = pool._connections
+        for one in (client, client._cluster, pool, pool.health, connection):
+            assert len(vars(one)) < 30, type(one).__name__

@@ -213,12 +213,15 @@ class Terms:
         self.own_deadline: float | None = None
         self.lane: Hashable = None
         budget = self.entry.budget if self.entry is not None else None
-        if timeout is not None or budget is not None:
-            # (The usual timeout too: that of a line runs from when it leaves, a little later.)
-            length = check_seconds("timeout", timeout) if timeout is not None else request_timeout
-            self.own_deadline, self.lane = deadlines.clock() + length, length
-            if budget is not None and budget.deadline < self.own_deadline:
-                self.own_deadline, self.lane = budget.deadline, budget
+        if timeout is None and budget is None:
+            return
+        length = check_seconds("timeout", timeout) if timeout is not None else request_timeout
+        moment = deadlines.clock() + length
+        if budget is not None and budget.deadline < moment:
+            self.own_deadline, self.lane = budget.deadline, budget
+        elif timeout is not None or (budget and budget.deadline < moment + request_timeout):
+            # (The usual length too: a line's runs from when it leaves, a turn later at most.)
+            self.own_deadline, self.lane = moment, length
 
     @property
     def plain(self) -> bool:

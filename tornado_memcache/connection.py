@@ -65,12 +65,10 @@ class Connection:
         self._pool = pool
         self.name = server.name
         self._settings = settings
-        self._server = server
         self._deadlines = deadlines
         self._loop = loop
         self._connector: Connector | None = None
         self._stream: SegmentStream | None = None
-        self.peer: Any = None
         self._protocol = OwedReplies(settings.max_value_size)
         #: When it began to connect, and when it was open.
         self.begun, self.opened_at = 0.0, NEVER
@@ -91,14 +89,14 @@ class Connection:
 
     # -- opening
 
-    def connect(self, io_loop: IOLoop, transport: Transport) -> None:
+    def connect(self, server: Server, io_loop: IOLoop, transport: Transport) -> None:
         """Begins to connect; `Owner.opened` or `Owner.lost` is told on a later tick."""
         timeout = min(self._settings.connect_timeout, self._settings.request_timeout)
         self.begun = deadlines.clock()
         self._close_at = self.begun + timeout
         self._deadlines.watch(self, self._close_at)
         self._connector = Connector(
-            self._server, io_loop, transport, timeout / 3, self._opened, self.close
+            server, io_loop, transport, timeout / 3, self._opened, self.close
         )
         self._connector.start()
 
@@ -107,10 +105,14 @@ class Connection:
             stream.close()
             return
         self._connector, self._stream, self.open = None, stream, True
-        self.opened_at, self._close_at = deadlines.clock(), NEVER
+        stream.receiver, self.opened_at, self._close_at = self, deadlines.clock(), NEVER
         self._deadlines.rest(self)
-        stream.receiver, self.peer = self, peer_of(stream)
         self._pool.opened(self)
+
+    @property
+    def peer(self) -> Any:
+        """The address at the other end, None if there is none."""
+        return peer_of(self._stream) if self._stream is not None else None
 
     @property
     def connecting(self) -> bool:

@@ -204,7 +204,7 @@ class Pool:
             connection = Connection(self, self.server, self._settings, self._deadlines, self._loop)
             connection.retiring = self._retired
             self._connections.append(connection)
-            connection.connect(self._io_loop, self._transport)
+            connection.connect(self.server, self._io_loop, self._transport)
 
     def keep_warm(self, least: int = 0) -> None:
         """Opens what is missing of ``min_connections`` or ``least``, one after the other.
