@@ -23,6 +23,9 @@ START = 10.0
 #: Below the range from which Linux takes the ports of outgoing connections:
 #: a connect to a killed server's port could otherwise reach itself.
 _PORTS = range(20_000, 32_000)
+#: Not the `random` of all: a suite in random order gives that one seed in every worker, and all
+#: of them would try the same ports at the same time.
+_random = random.SystemRandom()
 
 
 def find_binary() -> str | None:
@@ -33,7 +36,7 @@ def find_binary() -> str | None:
 def free_port() -> int:
     """Returns a port of 127.0.0.1 on which nobody listens now."""
     while True:
-        port = random.choice(_PORTS)
+        port = _random.choice(_PORTS)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
