@@ -95,6 +95,12 @@ def expect_log(ledger: Ledger) -> Callable[..., Any]:
     return ledger.expect
 
 
+@pytest.fixture
+def troubles(expect_log: Callable[..., Any]) -> None:
+    """Lets the log tell of deaths and failures, in tests that are not about the log."""
+    expect_log("tornado_memcache", "taken for dead|fails:|answers again", times=range(1000))
+
+
 @pytest.fixture(scope="session")
 def memcached_binary() -> str:
     """The path of the real memcached."""

@@ -29,23 +29,11 @@ from tornado_memcache import (
 )
 from tornado_memcache.ring import Modulo, key_hash
 
+from .asked import until
 from .faultproxy import FaultProxy
 from .scripted import Close, Expect, Scripted, Send
 
 LOG = "tornado_memcache"
-
-
-@pytest.fixture
-def troubles(expect_log):
-    """Lets the log tell of deaths and failures, in tests that are not about the log."""
-    expect_log(LOG, "taken for dead|fails:|answers again", times=range(1000))
-
-
-async def until(condition, seconds=3.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true"
-        await asyncio.sleep(0.005)
 
 
 async def until_it_answers(client, key, seconds=3.0):

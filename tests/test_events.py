@@ -19,16 +19,14 @@ from tornado_memcache import (
 )
 from tornado_memcache.boundaries import entered
 
-from .test_cluster import until
+from .asked import until
 
 LOG = "tornado_memcache"
 APP = "tornado.application"
 WHO = contextvars.ContextVar("WHO", default="nobody")
 
 
-@pytest.fixture(autouse=True)
-def troubles(expect_log):
-    expect_log(LOG, "taken for dead|fails:|answers again", times=range(1000))
+pytestmark = pytest.mark.usefixtures("troubles")
 
 
 class Heard:

@@ -17,16 +17,12 @@ from tornado_memcache import (
 from tornado_memcache import memcache as drop_in
 from tornado_memcache.gutter import GUTTER_EXPTIME, shortened
 
-from .test_cluster import keys_of, pool_of, until, until_dead
+from .asked import until
+from .test_cluster import keys_of, pool_of, until_dead
 
 LOG = "tornado_memcache"
 NOW = 1_800_000_000
 DAYS_31 = 31 * 24 * 60 * 60
-
-
-@pytest.fixture
-def troubles(expect_log):
-    expect_log(LOG, "taken for dead|fails:|answers again", times=range(1000))
 
 
 @pytest.mark.parametrize(

@@ -25,22 +25,10 @@ from tornado_memcache import (
 )
 from tornado_memcache.server import EmbeddedServer
 
+from .asked import until
 from .faultproxy import FaultProxy
 
 LOG = "tornado_memcache"
-
-
-@pytest.fixture
-def troubles(expect_log):
-    """Lets the log tell of deaths and failures, in tests that are not about the log."""
-    expect_log(LOG, "taken for dead|fails:|answers again", times=range(1000))
-
-
-async def until(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true"
-        await asyncio.sleep(0.002)
 
 
 class Both:

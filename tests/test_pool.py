@@ -25,6 +25,7 @@ from tornado_memcache import (
 from tornado_memcache import deadlines as deadlines_module
 from tornado_memcache.health import FIRST_PAUSE
 
+from .asked import until
 from .hand import Shifted
 from .memcacheds import free_port
 from .scripted import Close, Expect, Reset, Scripted, Send, Sleep, Until
@@ -36,13 +37,6 @@ GET = Expect(b"get k\r\n")
 
 def counts(client: Client) -> dict[str, int]:
     return client._pools[0].counts()
-
-
-async def until(condition, seconds=2.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true"
-        await asyncio.sleep(0.005)
 
 
 # -- retry: once, on a new connection, only what only reads and had no byte

@@ -21,10 +21,10 @@ import trustme
 
 from tornado_memcache import Client, ConnectionFailed, ServerDead
 
+from .asked import until
 from .certificates import issued, memcached_arguments, trusting
 from .memcacheds import Memcached
 from .silent import Silent
-from .test_cluster import until
 from .test_connector import Names
 
 LOG = "tornado_memcache"

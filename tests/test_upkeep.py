@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import time
 import weakref
 
 import pytest
@@ -17,6 +16,7 @@ from tornado.netutil import Resolver
 
 from tornado_memcache import Client
 
+from .asked import until
 from .faultproxy import FaultProxy
 from .ledger import our_timers
 
@@ -41,13 +41,6 @@ class Names(Resolver):
         if isinstance(found, list):
             return found
         return [(socket.AF_INET, (found, port))]
-
-
-async def until(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true"
-        await asyncio.sleep(0.005)
 
 
 def timer(client, name):
