@@ -31,7 +31,8 @@ from tornado_memcache.address import Server
 from tornado_memcache.commands import Commands
 
 from .test_address import BAD as BAD_SERVERS
-from .test_client import Odd, Recording
+from .test_client import Odd
+from .test_submit import Recording
 
 MILLION = b"x" * (1 << 20)
 

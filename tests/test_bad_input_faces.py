@@ -25,7 +25,7 @@ from tornado_memcache import tornadoasyncmemcache as old_module
 
 from .test_address import BAD as BAD_SERVERS
 from .test_bad_input import came, never
-from .test_client import Recording
+from .test_submit import Recording
 
 MILLION = "x" * (1 << 20)
 UNPICKLABLE = threading.Lock()

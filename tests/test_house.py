@@ -56,6 +56,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("funnel", "upkeep"),
     ("cluster", "commands"),
     ("migration",),
+    ("submit",),
     ("client",),
     ("discovery",),
     ("memcache", "tornadoasyncmemcache", "web"),

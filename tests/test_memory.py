@@ -30,7 +30,7 @@ from tornado_memcache import (
     memcache,
     tornadoasyncmemcache,
 )
-from tornado_memcache.client import WIRES_KEPT
+from tornado_memcache.submit import WIRES_KEPT
 
 from .gated import Gated
 from .hand import Shifted

@@ -27,7 +27,7 @@ from tornado_memcache.protocol import STREAMED_BLOCK
 from tornado_memcache.text import KEYLESS, VERBS
 
 from .silent import Silent
-from .test_client import Recording
+from .test_submit import Recording
 
 ALL = bytes(range(256))
 DATA = {
