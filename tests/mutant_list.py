@@ -263,8 +263,8 @@ MUTANTS = [
     Mutant(
         "no-limit-of-connections",
         "a thousand cold calls open a thousand connections",
-        "pool",
-        "        if self._may_grow() and not any(one.connecting for one in self._connections):\n",
+        "growth",
+        "        if self.may_grow() and not any(one.connecting for one in self._connections):\n",
         "        if not self.closed:\n",
         "test_pool test_faults_our_side",
     ),

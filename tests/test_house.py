@@ -52,6 +52,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("connector",),
     ("connection", "server", "memcache_outcomes"),
     ("choice",),
+    ("growth",),
     ("pool",),
     ("funnel", "upkeep"),
     ("cluster", "commands"),

@@ -18,7 +18,8 @@ from .connector import Transport
 from .deadlines import Deadlines
 from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout, TooManyCalls
 from .events import Events
-from .health import FIRST_PAUSE, Health
+from .growth import Growth
+from .health import Health
 from .lanes import Line
 from .outcomes import outdated
 from .protocol import LARGE_WORK, Reply, Request, Slot
@@ -70,13 +71,8 @@ class Pool:
         self._events = events or Events()
         self._connections: list[Connection] = []
         self._line = Line()
-        self._grow_at = 0.0
-        self._serving = self._retired = self._asleep = False
-        #: True while fewer than ``min_connections`` are open: looked at with each reply.
-        self._cold = False
-        #: The one that is being opened for nobody: that it fails decides nothing.
-        self._warming: Connection | None = None
-        self._warmed: list[asyncio.Future[None]] = []  # (of those who wait for connections)
+        self._growth = Growth(settings, loop, self._connections, self._begin)
+        self._serving = self._retired = False
         self._deaths_flushed = 0
         #: Is told when a connection has opened.
         self.on_opened: Callable[[], None] | None = None
@@ -129,7 +125,7 @@ class Pool:
                 first = not self._line
                 self._queue(slot)  # (for a connection, under its own deadline)
                 if first or self.health.dead:
-                    self._grow()  # (behind others it may yet be served)
+                    self._growth.grow()  # (behind others it may yet be served)
             self.reconsider()
 
     def _refuse(self, slot: Slot, error: MemcacheError) -> None:
@@ -156,7 +152,8 @@ class Pool:
         if len(bound) > 1:
             for connection in bound:
                 connection.confirm()
-        return choice.choose(self._connections, bound, self._line, slot, self._may_grow())
+        may_grow = self._growth.may_grow()
+        return choice.choose(self._connections, bound, self._line, slot, may_grow)
 
     def _queue(self, slot: Slot, *, front: bool = False) -> None:
         """Has ``slot`` wait. A Future does not tell its slot that it went away, as others do."""
@@ -177,7 +174,7 @@ class Pool:
 
     def _nobody_waits(self) -> None:
         self._deadlines.rest(self)
-        if self._warmed or len(self._connections) <= self._settings.min_connections:
+        if not self._growth.may_let_go():
             self.reconsider()
             return
         for connection in [one for one in self._connections if one.connecting]:
@@ -188,47 +185,25 @@ class Pool:
 
     # -- growing
 
-    def _may_grow(self) -> bool:
-        """True if one more may be opened.
-
-        The pause after a refusal is for a server that has others of ours to live with.
-        """
-        if self.closed or len(self._connections) >= self._settings.max_connections:
-            return False
-        good = any(choice.takes_calls(one) for one in self._connections)
-        return not good or deadlines.clock() >= self._grow_at
-
-    def _grow(self) -> None:
-        """Opens one connection for the line, unless one is being opened."""
-        if self._may_grow() and not any(one.connecting for one in self._connections):
-            connection = Connection(self, self.server, self._settings, self._deadlines, self._loop)
-            connection.retiring = self._retired
-            self._connections.append(connection)
-            connection.connect(self.server, self._io_loop, self._transport)
+    def _begin(self) -> Connection:
+        """Begins to open one more connection."""
+        connection = Connection(self, self.server, self._settings, self._deadlines, self._loop)
+        connection.retiring = self._retired
+        self._connections.append(connection)
+        connection.connect(self.server, self._io_loop, self._transport)
+        return connection
 
     def keep_warm(self, least: int = 0) -> None:
-        """Opens what is missing of ``min_connections`` or ``least``, one after the other.
-
-        One that is being opened may be refused, and is then to be opened again.
-        """
-        before = len(self._connections)
-        self._cold = sum(one.open for one in self._connections) < self._settings.min_connections
-        few = self._cold or before < least
-        paused = deadlines.clock() < self._grow_at
-        if few and not (paused or self.health.dead or self._retired or self._asleep):
-            self._grow()
-            if len(self._connections) > before and not self._line:
-                self._warming = self._connections[-1]
-        while self._warmed and not any(one.connecting for one in self._connections):
-            self._warmed.pop().set_result(None)
+        """Opens what is missing of ``min_connections`` or ``least``, one after the other."""
+        wanted = not (self.health.dead or self._retired)
+        self._growth.keep_warm(wanted, bool(self._line), least)
 
     def warm_up(self) -> "asyncio.Future[None]":
         """Keeps connections warm again, after `disconnect`, and opens one at least.
 
         Returns the future of the moment in which they are open, or one has failed.
         """
-        self._asleep, warmed = False, self._loop.create_future()
-        self._warmed.append(warmed)
+        warmed = self._growth.warmed()
         self.keep_warm(1)
         return warmed
 
@@ -240,7 +215,7 @@ class Pool:
         )
 
     def opened(self, connection: Connection) -> None:
-        self._warming = None
+        self._growth.opened()
         self.health.cold = False
         connection.hold()
         if self._settings.flush_on_reconnect and self.health.deaths > self._deaths_flushed:
@@ -248,7 +223,6 @@ class Pool:
         self._serve_line()
         if connection.retiring:
             connection.retire()  # (if the line has nothing for it)
-        self._asleep = False
         self.keep_warm()
         if self.on_opened is not None:
             self.on_opened()
@@ -294,7 +268,7 @@ class Pool:
                 if choice.waits_for_its_key(choice.bound_to(self._connections, slot)):
                     line.step_aside()  # (the others need not wait for that)
                     continue
-                self._grow()
+                self._growth.grow()
                 break
             line.pop()
             if self._is_overtaken(slot):
@@ -333,7 +307,7 @@ class Pool:
             self._serve_line()
         elif self.usable is None:
             self.reconsider()
-        if self._cold:
+        if self._growth.cold:
             self.keep_warm()
 
     def _judged(self, died: bool) -> None:
@@ -381,9 +355,7 @@ class Pool:
             slot.confirms = ()  # (what it would have confirmed went with the connection)
             self._queue(slot, front=True)
         if not self.closed:
-            unasked = connection is self._warming and not self._line
-            if unasked:
-                self._warming, self._grow_at = None, deadlines.clock() + FIRST_PAUSE
+            if not self._line and self._growth.was_for_nobody(connection):
                 self.health.not_warmed(error)
             elif unmade(error) or not made:
                 self._connect_failed(error, connection.begun)
@@ -398,7 +370,7 @@ class Pool:
         """
         now = deadlines.clock()
         if any(choice.takes_calls(one) for one in self._connections):
-            self._grow_at = now + FIRST_PAUSE
+            self._growth.pause()
             return
         if unmade(error) and not isinstance(error, Timeout):
             self._judged(self.health.refused(now, error))
@@ -452,7 +424,7 @@ class Pool:
 
     def close(self) -> None:
         """Closes all connections; what is under way fails with `.ClientClosed`."""
-        self.closed = True
+        self.closed = self._growth.closed = True
         self.usable = None
         error = ClientClosed("the client was closed", server=self.name)
         for connection in list(self._connections):
@@ -464,7 +436,7 @@ class Pool:
 
     def disconnect(self) -> None:
         """Closes all connections; what only reads is asked again on new ones."""
-        self._asleep = True
+        self._growth.asleep = True
         connections = [one for one in self._connections if one.open]
         for connection in connections:
             connection.retiring = connection.leaving = True
@@ -493,7 +465,8 @@ class Pool:
 
     def abandon(self) -> int:
         """Lets go of everything of a closed loop; returns how many calls still waited there."""
-        self.closed, self.usable, self.pending = True, None, 0
+        self.closed = self._growth.closed = True
+        self.usable, self.pending = None, 0
         lost = sum(connection.abandon() for connection in self._connections)
         self._connections.clear()
         return lost + sum(slot.waiters_left() for slot in self._line.clear())
