@@ -695,7 +695,6 @@ async def test_a_warm_connection_that_was_never_asked_may_be_closed_by_its_serve
             await until(lambda: server.connections >= 9, 20)
             health = client._pools[0].health
             assert (health.deaths, health.troubled) == (0, False)
-        await asyncio.sleep(0.1)  # (what was on its way to the server arrives)
 
 
 @pytest.mark.gen_test
@@ -752,7 +751,6 @@ async def test_a_warm_connection_that_is_closed_at_once_was_refused(expect_log):
         async with Client([server.address], min_connections=4) as client:
             client.warm_up()
             await until(lambda: client._pools[0].health.dead)
-        await asyncio.sleep(0.1)
 
 
 class Moved(Resolver):
