@@ -23,6 +23,7 @@ from tornado_memcache import (
 from tornado_memcache import memcache as drop_in
 from tornado_memcache import tornadoasyncmemcache as old_module
 
+from .asked import until
 from .certificates import for_server, issued, memcached_arguments, trusting
 from .ledger import open_fds
 from .memcacheds import Memcached, free_port
@@ -128,8 +129,7 @@ async def test_nothing_is_asked_before_the_answer():
     async with Scripted([*script, Send(b"END\r\n")]) as server:
         async with Client([server.address], **KNOWN) as client:
             call = client.get("k")
-            while REQUEST not in server.received[:1]:
-                await asyncio.sleep(0.005)
+            await until(lambda: REQUEST in server.received[:1])
             pool = client._pools[0]
             assert [one.phase for one in pool._connections] == ["authenticating"]
             assert "authenticating" in repr(pool._connections[0])
@@ -227,8 +227,7 @@ async def test_in_callbacks_and_under_a_boundary(asking, refused):
         with boundary(got.append):
             client.get("b", callback=got.append)
             client.set("c", 1)
-        while len(got) < 3:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(got) == 3)
     assert [type(error) for error in got] == [AuthenticationError] * 3
 
 
@@ -267,8 +266,7 @@ async def test_a_noreply_alone_finds_out_too(asking, expect_log):
         with contextlib.suppress(AuthenticationError):  # (told in time on some loops)
             assert await client.set("k", 1, noreply=True) is True
         pool = client._pools[0]
-        while not pool.health.dead:
-            await asyncio.sleep(0.005)
+        await until(lambda: pool.health.dead)
         with pytest.raises(AuthenticationError, match="username= and password="):
             await client.get("k")
 
@@ -302,8 +300,7 @@ class Listening:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        while self._open:
-            await asyncio.sleep(0.005)
+        await until(lambda: not self._open)
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls"])
@@ -324,8 +321,7 @@ async def test_an_answer_that_does_not_come_is_a_timeout_and_its_descriptor_is_b
             assert caught.value.phase == "authenticating" and not caught.value.maybe_applied
             assert client._pools[0].counts()["open"] == 0
             assert server.received == REQUEST
-            while server._open:
-                await asyncio.sleep(0.005)
+            await until(lambda: not server._open)
             assert set(open_fds()) == base
 
 
@@ -365,11 +361,9 @@ async def test_a_call_that_goes_away_meanwhile_leaves_no_connection(style):
     async with Listening(False) as server:
         client = Client([server.address], **KNOWN)
         call = client.get("k")
-        while server.received != REQUEST:
-            await asyncio.sleep(0.005)
+        await until(lambda: server.received == REQUEST)
         call.cancel() if style == "cancelled" else client.close()
-        while server._open:
-            await asyncio.sleep(0.005)
+        await until(lambda: not server._open)
         client.close()
 
 
@@ -438,8 +432,7 @@ async def test_the_faces_authenticate_too(asking):
         got: list[Any] = []
         old.set("k", "w", callback=got.append)
         old.get("k", callback=got.append)
-        while len(got) < 2:
-            await asyncio.sleep(0.005)
+        await until(lambda got=got: len(got) == 2)
         assert got[1] == "w"
         old.close()
 

@@ -1043,8 +1043,7 @@ async def test_a_noreply_write_of_20_mb_still_ends_at_a_server_that_goes_away(st
         call = client.set("k", b"x" * 20_000_000, noreply=True)
         client.set_servers([stays.address])
         assert await call is True
-        while connections(goes):
-            await asyncio.sleep(0.01)
+        await until(lambda: not connections(goes))
         assert len(goes.ask(b"get k\r\n", b"END\r\n")) > 20_000_000
 
 
@@ -1055,8 +1054,7 @@ async def test_a_warm_connection_that_opens_to_a_server_that_went_away_is_closed
         client.warm_up()
         client.set_servers([stays.address])
         assert await client.set("k", "v") is True
-        while connections(goes):
-            await asyncio.sleep(0.01)
+        await until(lambda: not connections(goes))
         assert not client._cluster._retired or not client._cluster._retired[0]._connections
 
 

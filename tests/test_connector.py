@@ -14,6 +14,7 @@ from tornado.netutil import Resolver
 
 from tornado_memcache import Client, ConnectionFailed, Timeout
 
+from .asked import until
 from .certificates import issued, memcached_arguments, trusting
 from .faultproxy import FaultProxy
 
@@ -142,8 +143,7 @@ async def test_whatever_a_resolver_does_the_call_fails_once_and_later(
         future = client.get("k", callback=outcomes.append, fail_callback=outcomes.append)
         assert future is None and not outcomes
         pool = client._pools[0]
-        while not outcomes:
-            await asyncio.sleep(0.001)
+        await until(lambda: outcomes)
         (error,) = outcomes
         assert type(error) is ConnectionFailed and error.phase == phase
         assert told in str(error)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import time
 import weakref
 
 import pytest
@@ -29,6 +28,7 @@ from tornado_memcache.discovery import OLD_KEY, discover, parse_configuration
 from tornado_memcache.ring import Ketama
 from tornado_memcache.server import EmbeddedServer
 
+from .asked import until
 from .certificates import issued, memcached_arguments, trusting
 from .ledger import our_timers
 from .memcacheds import free_port
@@ -56,10 +56,7 @@ async def asked_again(client):
     """Has the discovery ask now, and waits until the answer was taken."""
     client.discovery.timer.stop()
     client.discovery._begin()
-    until = time.monotonic() + 5
-    while client.discovery._asking is not None or not client.discovery.timer.armed:
-        assert time.monotonic() < until
-        await asyncio.sleep(0.002)
+    await until(lambda: client.discovery._asking is None and client.discovery.timer.armed)
 
 
 # -- what an endpoint tells
@@ -348,8 +345,7 @@ async def test_it_is_one_timer_which_is_gone_when_the_client_is_closed(memcached
     async with EmbeddedServer() as endpoint:
         endpoint.cluster = (1, [node(memcached)])
         client = await discover(endpoint.address, interval=60.0)
-        await asyncio.sleep(0.01)
-        assert len(our_timers(loop)) == 1
+        await until(lambda: len(our_timers(loop)) == 1)
         assert [timer.name for timer in client.timers] == ["discovery"]
         client.close()
         client.close()
@@ -388,8 +384,8 @@ async def test_it_may_be_closed_while_it_asks(memcached):
         client.discovery.timer.stop()
         client.discovery._begin()
         client.close()
-        await asyncio.sleep(0.01)
-        assert client.discovery._asking is None and not client.discovery.timer.armed
+        await until(lambda: client.discovery._asking is None)
+        assert not client.discovery.timer.armed
 
 
 def test_it_goes_on_on_a_second_loop(memcached, ledger):
@@ -455,10 +451,7 @@ async def test_it_does_not_keep_its_client_alive_and_ends_with_it(memcached, led
             endpoint.cluster = None
         discovery.timer.stop()
         discovery._begin()
-        until = time.monotonic() + 5
-        while not discovery._endpoint._cluster.closed:
-            assert time.monotonic() < until
-            await asyncio.sleep(0.002)
+        await until(lambda: discovery._endpoint._cluster.closed)
         assert not discovery.timer.armed
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from tornado_memcache import Client, ConnectionFailed, ServerError, boundary
 
+from .asked import until
 from .memcacheds import Memcached, free_port
 
 LOG = "tornado_memcache"
@@ -205,8 +206,7 @@ async def test_what_is_under_way_beside_it_ends_once_and_with_no_wrong_value(
             calls = [client.get(key) for key in KEYS]
             for key, got in zip(KEYS, await asyncio.gather(*calls, return_exceptions=True)):
                 assert got == key or isinstance(got, ConnectionFailed)
-            while not refused:
-                await asyncio.sleep(0.005)
+            await until(lambda refused=refused: refused)
             assert isinstance(refused[0], ConnectionFailed) and len(refused) == 1
         assert await client.get_multi(KEYS) == {key: key for key in KEYS}
 

@@ -317,9 +317,9 @@ async def test_without_the_settings_there_is_no_timer(memcached):
 async def test_they_are_gone_when_the_client_is_closed(moving):
     async with client_of(moving, resolve_interval=60.0, idle_timeout=60.0) as client:
         await client.get("k")
-        await asyncio.sleep(0.01)
         loop = asyncio.get_running_loop()
-        assert len(our_timers(loop)) == 2 == sum(one.armed for one in client.timers)
+        await until(lambda: len(our_timers(loop)) == 2)
+        assert sum(one.armed for one in client.timers) == 2
     assert our_timers(loop) == [] and not any(one.armed for one in client.timers)
 
 
