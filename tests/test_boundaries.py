@@ -40,6 +40,7 @@ from tornado_memcache import (
 )
 from tornado_memcache.boundaries import current
 
+from .asked import until
 from .memcacheds import Memcached, free_port
 from .silent import Silent
 
@@ -47,14 +48,6 @@ who: ContextVar[str] = ContextVar("who", default="nobody")
 
 #: Seconds that a loaded machine may be late (I2).
 SLACK = 0.25
-
-
-async def until(true: Callable[[], Any], within: float = 3.0) -> None:
-    """Lets the loop run until ``true()``."""
-    end = time.monotonic() + within
-    while not true():
-        assert time.monotonic() < end, "it did not come"
-        await asyncio.sleep(0.001)
 
 
 async def quiet() -> None:

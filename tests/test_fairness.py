@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tornado_memcache import Client, TooManyCalls
 
+from .asked import until
 from .faultproxy import FaultProxy
 
 #: Nothing here is to time out, however loaded the machine.
 PATIENT = {"request_timeout": 30.0, "connect_timeout": 30.0}
-
-
-async def until(true: Callable[[], Any]) -> None:
-    for _ in range(20_000):
-        if true():
-            return
-        await asyncio.sleep(0.001)
-    pytest.fail("it did not come")
 
 
 @pytest.mark.gen_test(timeout=60)

@@ -14,7 +14,7 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from tornado.netutil import Resolver
 
 from tornado_memcache import Client, ConnectionFailed, MemcacheError, ServerDead, Timeout
 
+from .asked import until
 from .faultproxy import FaultProxy
 from .ledger import open_fds
 from .memcacheds import Memcached
@@ -89,13 +90,6 @@ async def failure(call: Any) -> MemcacheError:
 
 async def failures(*calls: Any) -> list[MemcacheError]:
     return await asyncio.gather(*map(failure, calls))
-
-
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true"
-        await asyncio.sleep(0.002)
 
 
 async def moment(seconds: float) -> None:

@@ -25,6 +25,7 @@ from tornado_memcache import Client, ConnectionFailed, MemcacheError, ServerDead
 from tornado_memcache.health import FIRST_PAUSE
 from tornado_memcache.server import EmbeddedServer
 
+from .asked import until
 from .faultproxy import FaultProxy
 from .hand import Hand
 from .memcacheds import Memcached, free_port
@@ -46,13 +47,6 @@ async def outcome_of(call: Any) -> Any:
 
 async def outcomes_of(*calls: Any) -> list[Any]:
     return await asyncio.gather(*map(outcome_of, calls))
-
-
-async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true"
-        await asyncio.sleep(0.002)
 
 
 async def until_it_may_be_tried(client: Client) -> None:

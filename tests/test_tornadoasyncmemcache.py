@@ -28,6 +28,7 @@ from tornado_memcache.tornadoasyncmemcache import (
 )
 from tornado_memcache.tornadoasyncmemcache_values import python2_hash
 
+from .asked import until
 from .memcacheds import free_port
 from .scripted import Close, Expect, Reset, Scripted, Send
 from .test_examples import EXAMPLES, running
@@ -82,13 +83,6 @@ async def fail(method: Any, *args: Any) -> Any:
     name, told = await heard.end()
     assert name == "fail_callback", told
     return told
-
-
-async def until(condition: Any, within: float = 2.0) -> None:
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from tornado_memcache import Client, boundary, web
 from tornado_memcache.errors import ClientError, ConnectionFailed, InvalidKey, Timeout
 from tornado_memcache.web import asynchronous
 
+from .asked import until
+
 #: What a machine under load may add to a deadline.
 LATE = 0.25
 REQUEST_TIMEOUT = 0.2
@@ -83,13 +85,6 @@ class Page(RequestHandler):
 
     def write_error(self, status_code, exc_info=None, **kwargs):
         self.finish(f"{status_code} {type(exc_info[1]).__name__ if exc_info else ''}")
-
-
-async def until(condition, within=2.0):
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.005)
 
 
 # -- the request stays open until finish()
