@@ -28,8 +28,6 @@ from tornado_memcache.server import EmbeddedServer
 from .asked import until
 from .faultproxy import FaultProxy
 
-LOG = "tornado_memcache"
-
 
 class Both:
     """The old and the new memcached, with a client of each."""
@@ -48,16 +46,17 @@ class Both:
         self.client.close()
         self.old.close()
 
+    def server(self, side):
+        return self.old_server if side == "old" else self.new_server
+
     def raw(self, side, key):
-        server = self.old_server if side == "old" else self.new_server
-        return server.ask(b"get %b\r\n" % key.encode(), b"END\r\n")
+        return self.server(side).ask(b"get %b\r\n" % key.encode(), b"END\r\n")
 
     def has(self, side, key):
         return self.raw(side, key) != b"END\r\n"
 
     def time(self, side, key):
-        server = self.old_server if side == "old" else self.new_server
-        return server.ask(b"mg %b t\r\n" % key.encode())
+        return self.server(side).ask(b"mg %b t\r\n" % key.encode())
 
     async def settled(self):
         """Waits until nothing is being copied."""
@@ -259,6 +258,18 @@ async def test_the_order_of_a_key_is_kept_in_one_tick(both):
 # -- races
 
 
+async def read_and_held(pair, side, proxy):
+    """Reads ``k``; what follows the read on this ``side`` stays in its ``proxy`` until it heals."""
+    server = pair.server(side)
+    asked = int(server.stats()["cmd_get"])
+    proxy.replies.hold = True
+    read = pair.client.get("k")
+    await until(lambda: int(server.stats()["cmd_get"]) == asked + 1)
+    proxy.requests.hold = True
+    proxy.replies.hold = False
+    assert await read == "v"
+
+
 @pytest.mark.parametrize("write", ["set", "delete", "set_multi", "delete_multi", "flush_all"])
 @pytest.mark.gen_test
 async def test_what_was_read_on_the_old_cluster_never_overtakes_a_write(both, write):
@@ -297,12 +308,7 @@ async def test_a_copy_is_taken_back_if_another_client_deletes_meanwhile(both):
         async with both(address=proxy.address, request_timeout=5.0) as pair:
             await pair.old.set("k", "v")
             await pair.client.get("other")
-            proxy.replies.hold = True
-            read = pair.client.get("k")
-            await until(lambda: pair.new_server.stats()["cmd_get"] == "2")
-            proxy.requests.hold = True  # what follows, the add, does not get there
-            proxy.replies.hold = False
-            assert await read == "v"
+            await read_and_held(pair, "new", proxy)  # (what follows is the add)
             await until(lambda: pair.client._pools[0].pending == 1)
             assert pair.old_server.ask(b"delete k\r\n") == b"DELETED\r\n"
             assert pair.new_server.ask(b"delete k\r\n") == b"NOT_FOUND\r\n"
@@ -317,12 +323,7 @@ async def test_a_copy_never_overwrites_what_another_client_has_written(both):
         async with both(address=proxy.address, request_timeout=5.0) as pair:
             await pair.old.set("k", "v")
             await pair.client.get("other")
-            proxy.replies.hold = True
-            read = pair.client.get("k")
-            await until(lambda: pair.new_server.stats()["cmd_get"] == "2")
-            proxy.requests.hold = True
-            proxy.replies.hold = False
-            assert await read == "v"
+            await read_and_held(pair, "new", proxy)
             pair.new_server.ask(b"set k 16 0 3\r\nnew\r\n")
             proxy.heal()
             await pair.settled()
@@ -335,12 +336,7 @@ async def test_a_copy_that_somebody_has_written_since_is_not_taken_back(both):
         async with both(old_address=proxy.address, request_timeout=5.0) as pair:
             await pair.old.set("k", "v")
             pair.client.migration._tells = False
-            proxy.replies.hold = True
-            read = pair.client.get("k")
-            await until(lambda: pair.old_server.stats()["cmd_get"] == "1")
-            proxy.requests.hold = True  # whether it is still there cannot be asked
-            proxy.replies.hold = False
-            assert await read == "v"
+            await read_and_held(pair, "old", proxy)  # (whether it is still there cannot be asked)
             await until(lambda: pair.has("new", "k"))
             pair.old_server.ask(b"delete k\r\n")
             pair.new_server.ask(b"set k 16 0 3\r\nnew\r\n")
@@ -355,13 +351,8 @@ async def test_a_write_ends_the_copy_that_is_on_its_way(both, write, troubles):
     """The write does not wait for an old cluster that is silent, and the copy comes later."""
     with FaultProxy(both.old.address) as proxy:
         async with both(old_address=proxy.address, request_timeout=5.0) as pair:
-            await pair.old.set("k", "stale")
-            proxy.replies.hold = True
-            read = pair.client.get("k")
-            await until(lambda: pair.old_server.stats()["cmd_get"] == "1")
-            proxy.requests.hold = True  # how long it is still kept cannot be asked
-            proxy.replies.hold = False
-            assert await read == "stale"
+            await pair.old.set("k", "v")
+            await read_and_held(pair, "old", proxy)  # (how long it is still kept cannot be asked)
             await getattr(pair.client, write)(*("k",) * (write == "delete"), timeout=0.4)
             proxy.heal()
             await pair.settled()
