@@ -131,6 +131,7 @@ async def test_a_connection_that_owes_is_in_use_however_long_that_takes(memcache
 
 @pytest.mark.gen_test
 async def test_calls_go_on_while_connections_are_closed_under_them(memcached):
+    before = int(memcached.stats()["total_connections"])
     async with Client([memcached.address], idle_timeout=0.001) as client:
         await client.set("k", "v")
         for turn in range(200):
@@ -139,6 +140,8 @@ async def test_calls_go_on_while_connections_are_closed_under_them(memcached):
             if turn % 10 == 0:
                 await asyncio.sleep(0.003)
         assert await client.get("n") == 199
+    opened = int(memcached.stats()["total_connections"]) - before - 1  # (one asked for this)
+    assert opened > 1, "none was closed under them"
 
 
 # -- resolve_interval
