@@ -25,7 +25,7 @@ from tornado_memcache import (
     Timeout,
 )
 from tornado_memcache.discovery import OLD_KEY, discover, parse_configuration
-from tornado_memcache.ring import Ketama
+from tornado_memcache.ring import Custom, Ketama
 from tornado_memcache.server import EmbeddedServer
 
 from .asked import until
@@ -263,8 +263,6 @@ async def test_a_ring_that_refuses_the_list_is_a_bad_answer(memcached, expect_lo
             return alive[0]
 
     def ring(servers):
-        from tornado_memcache.ring import Custom
-
         if len(servers) > 1:
             raise KeyError("no more than one")
         return Custom(One(), servers)
@@ -355,8 +353,7 @@ async def test_it_is_one_timer_which_is_gone_when_the_client_is_closed(memcached
 @pytest.mark.gen_test
 async def test_it_may_be_closed_in_the_turn_in_which_it_was_answered(memcached):
     text = answer(b"1\n" + node(memcached).encode())
-    script = [*[Expect(ASKED), Send(text)], Close()]
-    async with Scripted(script) as endpoint:
+    async with Scripted([Expect(ASKED), Send(text), Close()]) as endpoint:
         client = await discover(endpoint.address, interval=600)
         discovery = client.discovery
         discovery.timer.stop()

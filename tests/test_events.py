@@ -21,7 +21,6 @@ from tornado_memcache.boundaries import entered
 
 from .asked import until
 
-LOG = "tornado_memcache"
 APP = "tornado.application"
 WHO = contextvars.ContextVar("WHO", default="nobody")
 
@@ -178,7 +177,7 @@ async def test_a_server_that_was_taken_away_is_told_of_no_more(start_memcached):
 
 
 @pytest.mark.gen_test
-async def test_wrong_credentials_are_a_reason(memcached, start_memcached, tmp_path):
+async def test_wrong_credentials_are_a_reason(start_memcached, tmp_path):
     (tmp_path / "users").write_text("u:p\n")
     server = start_memcached(["-Y", str(tmp_path / "users")], login=b"u p")
     heard = Heard()

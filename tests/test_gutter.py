@@ -20,7 +20,6 @@ from tornado_memcache.gutter import GUTTER_EXPTIME, shortened
 from .asked import until
 from .test_cluster import keys_of, pool_of, until_dead
 
-LOG = "tornado_memcache"
 NOW = 1_800_000_000
 DAYS_31 = 31 * 24 * 60 * 60
 
