@@ -2,7 +2,7 @@
 
 Knows what memcached does to one key, and what is known of a write that was
 not answered. Pure: it must not know a client, a loop or a clock; moments and
-generations are handed in. `OwnedKey.judge` is where a wrong value is told
+losses are handed in. `OwnedKey.judge` is where a wrong value is told
 from one that nobody could have told apart (see ``chaos_callers``).
 """
 
