@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ async def test_it_is_told_on_a_later_tick_than_the_decision(start_memcached):
 async def test_what_they_raise_is_logged_once_and_disturbs_nothing(
     kind, start_memcached, expect_log
 ):
-    raised = expect_log(APP, "Exception in callback.*(down|up)", level=40, times=2)
+    raised = expect_log(APP, "Exception in callback.*(down|up)", level=logging.ERROR, times=2)
     server, other = start_memcached(), start_memcached()
 
     def down(name: str, reason: MemcacheError) -> None:
