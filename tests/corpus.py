@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tornado_memcache import slots
 from tornado_memcache.errors import MemcacheError
+from tornado_memcache.gathered import GatheredSlot
 from tornado_memcache.protocol import (
     END_BYTES,
     MAX_LINE,
@@ -27,7 +28,7 @@ from tornado_memcache.protocol import (
     Request,
     Slot,
 )
-from tornado_memcache.slots import GatheredSlot, slot_for
+from tornado_memcache.slots import slot_for
 
 from . import reference
 from .reference import RETRIEVAL, STORAGE, Asked, Told

@@ -307,10 +307,10 @@ MUTANTS = [
     Mutant(
         "cancelled-future-breaks-the-reader",
         "a reply to a future that was cancelled raises in the reader (emcache, aiomcache)",
-        "slots",
+        "gathered",
         "                if not waiter.done():\n                    waiter.set_result(item[0])\n",
         "                waiter.set_result(item[0])\n",
-        "test_slots test_faults_replies test_faults_cancel",
+        "test_gathered test_faults_replies test_faults_cancel",
     ),
     Mutant(
         "fork-shares-the-socket",

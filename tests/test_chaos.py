@@ -14,9 +14,9 @@ from tornado_memcache import Client, ConnectionFailed, Reply, Timeout, boundarie
 from tornado_memcache.boundaries import Entry
 from tornado_memcache.call import CallbackCall
 from tornado_memcache.deadlines import Deadlines
+from tornado_memcache.gathered import GatheredSlot
 from tornado_memcache.pool import Pool
 from tornado_memcache.protocol import OwedReplies, Slot
-from tornado_memcache.slots import GatheredSlot
 from tornado_memcache.stream import SegmentStream
 
 from . import chaos, chaos_witness

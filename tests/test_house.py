@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("credentials",),
     ("address", "settings", "serializer", "text", "outcomes", "store"),
     ("ring", "slots", "text_server", "compression", "pickles", "memcache_arguments", "gutter"),
-    ("values", "memcache_values", "tornadoasyncmemcache_values"),
+    ("gathered", "values", "memcache_values", "tornadoasyncmemcache_values"),
     ("outbox", "retry"),
     # -- no pure floors from here on
     ("health", "deadlines"),

@@ -18,8 +18,8 @@ from tornado_memcache.errors import (
     ProtocolError,
     ServerError,
 )
+from tornado_memcache.gathered import GatheredSlot
 from tornado_memcache.protocol import STREAMED_BLOCK, Request
-from tornado_memcache.slots import GatheredSlot
 from tornado_memcache.text import KEYLESS, VERBS, encode_request, error_of, headers, read_number
 
 from .grammar import requests_in

@@ -18,6 +18,7 @@ from .address import Server
 from .connector import Connector, Transport
 from .deadlines import NEVER, Deadlines
 from .errors import ClientClosed, ConnectionFailed, MemcacheError, Timeout
+from .gathered import FIRST_KEYS, GatheredSlot
 from .lanes import BoundKeys, SlotLane
 from .outbox import Outbox
 from .protocol import (
@@ -31,14 +32,10 @@ from .protocol import (
     first_word,
 )
 from .settings import Settings
-from .slots import GatheredSlot, slot_for
+from .slots import slot_for
 from .stream import SegmentStream, peer_of
 from .text import KEYS_A_LINE
 from .tls import loss
-
-#: This many gathered gets leave at once when nothing is under way, so that
-#: the server works while the rest of the tick is still gathering.
-FIRST_KEYS = 16
 
 #: A connection that was idle for so many seconds is looked at before it is used: a
 #: loop that was busy elsewhere has not yet seen its end, or bytes that nobody asked for.

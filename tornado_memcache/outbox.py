@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .gathered import GatheredSlot
 from .protocol import Slot
-from .slots import GatheredSlot
 from .text import LINE_BYTES
 
 #: At most about this many bytes are taken at once; the rest can still be
