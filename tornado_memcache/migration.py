@@ -6,7 +6,7 @@ an outcome, nor how a value is read.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from .arguments import MAX_KEY_LENGTH, wire_exptime
@@ -178,11 +178,11 @@ class Migration:
         return reply
 
     def _set(self, pool: Pool, request: Request) -> Steps:
-        yield from self._ask_old(Request(b"delete", (key,)) for key in request.keys)
+        yield from self._ask_old(b"delete", request.keys)
         return (yield from self._plain(pool, request))
 
     def _delete(self, pool: Pool, request: Request) -> Steps:
-        was_there = yield from self._ask_old(Request(b"delete", (key,)) for key in request.keys)
+        was_there = yield from self._ask_old(b"delete", request.keys)
         reply = yield from self._plain(pool, request)
         deleted = Reply(b"DELETED")
         return deleted if was_there == [deleted] and reply.status == b"NOT_FOUND" else reply
@@ -205,15 +205,13 @@ class Migration:
             key = self._old.prefix + key.removeprefix(self._new.prefix)
         return key if len(key) <= MAX_KEY_LENGTH else None
 
-    def _ask_old(self, requests: Iterable[Request]) -> _Part:
-        """Asks for one key each, by the keys of the new side; returns what they came to."""
-        asks: list[Ask] = []
-        for request in requests:
-            key = self._old_key(request.keys[0])
-            if key is not None:
-                pool = self._old.cluster.pool_for(key)
-                asks.append(Ask(pool, request._replace(keys=(key,)), self._old.length, True))
-        replies = (yield asks) if asks else []
+    def _ask_old(self, verb: bytes, keys: Iterable[bytes]) -> _Part:
+        """Asks for each of ``keys``, of the new side, alone; returns what that came to."""
+        replies = yield [
+            Ask(self._old.cluster.pool_for(key), Request(verb, (key,)), self._old.length, True)
+            for key in map(self._old_key, keys)
+            if key is not None
+        ]
         self._count_failures(replies)
         return list(replies)
 
@@ -228,8 +226,6 @@ class Migration:
             if old_key is not None:
                 asked.setdefault(self._old.cluster.pool_for(old_key), {})[old_key] = key
         parts = [(pool, wires, some) for pool, wires in asked.items() for some in chunks(wires)]
-        if not parts:
-            return {}
         replies = yield [
             Ask(pool, Request(b"get", some), self._old.length, True) for pool, _, some in parts
         ]
@@ -243,12 +239,11 @@ class Migration:
         self.found += len(found)
         return found
 
-    def _times(self, keys: Iterable[bytes]) -> Generator[Any, Any, dict[bytes, int]]:
+    def _times(self, keys: Collection[bytes]) -> Generator[Any, Any, dict[bytes, int]]:
         """Returns the exptime of each item that is still on the old cluster, as it is sent."""
-        keys = [key for key in keys if self._old_key(key) is not None]
         if not self._tells:
             return dict.fromkeys(keys, self._default())
-        replies = yield from self._ask_old(Request(b"mg", (key,)) for key in keys)
+        replies = yield from self._ask_old(b"mg", keys)
         times = {}
         for key, reply in zip(keys, replies):
             if isinstance(reply, ClientError):
@@ -293,7 +288,7 @@ class Migration:
         times = yield from self._times(found)
         stored = yield from self._add(pool, found, times)
         keys = [key for key in times if key in stored or not self._is_one_place(pool, key)]
-        left = yield from self._ask_old(Request(b"delete", (key,)) for key in keys)
+        left = yield from self._ask_old(b"delete", keys)
         missed = [key for key, reply in zip(keys, left) if reply == Reply(b"NOT_FOUND")]
         yield from self._take_back(pool, {key: found[key] for key in missed if key in stored})
         return True
@@ -324,8 +319,7 @@ class Migration:
 
     def _gone(self, keys: Sequence[bytes]) -> Generator[Any, Any, list[bytes]]:
         """Returns the keys that are not on the old cluster any more, as far as it tells."""
-        verb = b"mg" if self._tells else b"get"
-        replies = yield from self._ask_old(Request(verb, (key,)) for key in keys)
+        replies = yield from self._ask_old(b"mg" if self._tells else b"get", keys)
         misses = (Reply(b"EN"), Reply(b"END"))
         return [key for key, reply in zip(keys, replies) if reply in misses]
 
