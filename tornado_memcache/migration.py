@@ -58,7 +58,8 @@ class Migration:
         self._chains: set[Chain] = set()
         #: The last chain that writes a key.
         self._writers: dict[bytes, Chain] = {}
-        #: Keys on their way to the new cluster because they were read. A write ends that.
+        #: Keys on their way to the new cluster because they were read, each with the mark of
+        #: the get that brings it. A write ends that.
         self._copies: dict[bytes, object] = {}
         #: False once a server of the old cluster did not know how to tell an item's exptime.
         self._tells = True
@@ -154,18 +155,18 @@ class Migration:
     def _get(self, pool: Pool, request: Request) -> Steps:
         reply = yield from self._plain(pool, request)
         missed = [key for key in request.keys if key not in reply.items]
-        mine = {key: object() for key in missed if key not in self._copies}
-        self._copies.update(mine)
+        mark, mine = object(), [key for key in missed if key not in self._copies]
+        self._copies.update(dict.fromkeys(mine, mark))
         found: dict[bytes, Item] = {}
         try:
             found = yield from self._fetch(missed)
         finally:
-            for key, token in mine.items():
-                if key not in found and self._copies.get(key) is token:
+            for key in mine:
+                if key not in found and self._copies.get(key) is mark:
                     del self._copies[key]
-        copied = {key: item for key, item in found.items() if key in mine}
+        copied = {key: found[key] for key in mine if key in found}
         if copied:
-            self._begin_copy(pool, copied, mine)
+            self._begin_copy(pool, copied, mark)
         return reply._replace(items={**reply.items, **found})
 
     def _gets(self, pool: Pool, request: Request) -> Steps:
@@ -297,15 +298,15 @@ class Migration:
         """True if ``key`` is the same item in both clusters: its old one is the new one."""
         return self._old_key(key) == key and self._old.cluster.pool_for(key).name == pool.name
 
-    def _begin_copy(self, pool: Pool, items: dict[bytes, Item], mine: dict[bytes, object]) -> None:
+    def _begin_copy(self, pool: Pool, items: dict[bytes, Item], mark: object) -> None:
         loop = self._new.cluster.loop
         assert loop is not None
-        steps = self._copy(pool, items, {key: mine[key] for key in items})
+        steps = self._copy(pool, items, mark)
         self._enter(loop.create_future(), steps, bool, Request(b"add"), False).start()
 
-    def _copy(self, pool: Pool, items: dict[bytes, Item], mine: dict[bytes, object]) -> Steps:
+    def _copy(self, pool: Pool, items: dict[bytes, Item], mark: object) -> Steps:
         def current(keys: Iterable[bytes]) -> dict[bytes, Item]:
-            return {key: items[key] for key in keys if self._copies.get(key) is mine[key]}
+            return {key: items[key] for key in keys if self._copies.get(key) is mark}
 
         try:
             times = yield from self._times(items)
