@@ -7,7 +7,7 @@ an outcome, nor how a value is read.
 
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from .arguments import MAX_KEY_LENGTH, wire_exptime
 from .chain import Ask, Chain, Outcome, Steps
@@ -24,13 +24,12 @@ DEFAULT_EXPTIME = 600
 _Part: TypeAlias = Generator[Sequence[Ask], Sequence[Outcome], Any]
 
 
-class Side:
+class Side(NamedTuple):
     """One of the two clusters: its keys have ``prefix``, its servers ``length`` seconds."""
 
-    def __init__(self, cluster: Cluster, prefix: bytes, length: float) -> None:
-        self.cluster = cluster
-        self.prefix = prefix
-        self.length = length
+    cluster: Cluster
+    prefix: bytes
+    length: float
 
 
 class Migration:
