@@ -26,7 +26,7 @@ from .authentication import authenticate
 from .credentials import Credentials
 from .deadlines import detached
 from .errors import AuthenticationError, ConnectionFailed
-from .stream import SegmentStream
+from .stream import SegmentStream, peer_of
 from .tls import SecureStream, handshake_failure
 
 #: A second address is tried after at most this long, in seconds.
@@ -64,9 +64,7 @@ def _check_backlog(stream: SegmentStream) -> None:
 
     Linux says EAGAIN then, and goes on with nothing; IOStream would wait for it.
     """
-    try:
-        stream.socket.getpeername()
-    except OSError:
+    if peer_of(stream) is None:
         stream.close(exc_info=BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
 
 
@@ -145,8 +143,6 @@ class Connector:
             return  # (by a loop that ends, nearly always; else the connect timeout comes)
         try:
             addresses = [(family, address) for family, address in future.result()]
-        except OSError as error:
-            self._fail(error)
         except Exception as error:
             self._fail(_cause(error))
         else:
