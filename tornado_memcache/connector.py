@@ -42,9 +42,15 @@ class Transport(NamedTuple):
     ssl_context: SSLContext | None = None
     credentials: Credentials | None = None
 
+    def look_up(self, server: Server) -> "asyncio.Future[Any]":
+        """Has the name of ``server`` looked up; raises what the resolver, a user's code, does."""
+        return asyncio.ensure_future(self.resolver.resolve(server.host, server.port))
 
-def numeric_addresses(server: Server) -> list[tuple[int, Any]] | None:
-    """Returns the addresses of a server that is given by number, None for a name."""
+
+def known_addresses(server: Server) -> list[tuple[int, Any]] | None:
+    """Returns the addresses of a server that is given by path or number, None for a name."""
+    if server.path is not None:
+        return [(socket.AF_UNIX, server.path)]
     try:
         numeric = socket.getaddrinfo(
             server.host, server.port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST
@@ -118,21 +124,15 @@ class Connector:
         detached(self._start)
 
     def _start(self) -> None:
-        server = self._server
-        if server.path is not None:
-            self._found([(socket.AF_UNIX, server.path)])
-            return
-        numeric = numeric_addresses(server)
-        if numeric is None:
+        known = known_addresses(self._server)
+        if known is None:
             self._begin_look_up()
         else:
-            self._found(numeric)
+            self._found(known)
 
     def _begin_look_up(self) -> None:
         try:
-            self._look_up = asyncio.ensure_future(
-                self._transport.resolver.resolve(self._server.host, self._server.port)
-            )
+            self._look_up = self._transport.look_up(self._server)
         except (Exception, asyncio.CancelledError) as error:  # (a resolver is a user's code)
             self._fail(_cause(error))
         else:

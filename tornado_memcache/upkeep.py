@@ -15,7 +15,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from .choice import longest_unused
-from .connector import Transport, numeric_addresses
+from .connector import Transport, known_addresses
 from .deadlines import clock, detached
 from .pool import Pool
 from .settings import Settings
@@ -108,16 +108,12 @@ class Upkeep:
         for pool in self.pools:
             if _is_named_and_open(pool) and pool.name not in self._look_ups:
                 try:
-                    future = detached(self._begin_look_up, pool)
+                    future = detached(self._transport.look_up, pool.server)
                 except Exception:  # (a resolver is a user's code; to fail changes nothing)
                     continue
                 self._look_ups[pool.name] = future
                 future.add_done_callback(partial(self._looked_up, pool), context=Context())
         self.begin()
-
-    def _begin_look_up(self, pool: Pool) -> "asyncio.Future[Any]":
-        resolver = self._transport.resolver
-        return asyncio.ensure_future(resolver.resolve(pool.server.host, pool.server.port))
 
     def _looked_up(self, pool: Pool, future: "asyncio.Future[Any]") -> None:
         if self._look_ups.get(pool.name) is future:
@@ -138,6 +134,6 @@ class Upkeep:
 
 
 def _is_named_and_open(pool: Pool) -> bool:
-    if pool.server.path is not None or numeric_addresses(pool.server) is not None:
+    if known_addresses(pool.server) is not None:
         return False
     return any(connection.open for connection in pool.connections)
