@@ -9,7 +9,7 @@ import asyncio
 
 from .credentials import Credentials
 from .errors import CLOSED, AuthenticationError, ConnectionFailed
-from .protocol import MAX_LINE, TOO_MANY_CONNECTIONS, Request
+from .protocol import AT_LIMIT, MAX_LINE, TOO_MANY_CONNECTIONS, Request
 from .stream import SegmentStream
 from .text import encode_request
 
@@ -59,7 +59,7 @@ class _Handshake:
             self._end(_failure(self._line))
 
     def stream_closed(self, error: BaseException | None) -> None:
-        told = f"{str(error) if error else CLOSED} (a proxy takes no username and password)"
+        told = f"{error or CLOSED} (a proxy takes no username and password)"
         errno = error.errno if isinstance(error, OSError) else None
         self._end(ConnectionFailed(told, errno=errno, phase="authenticating"))
 
@@ -81,7 +81,6 @@ def _failure(answer: bytes) -> ConnectionFailed | None:
         told = "the server refuses username and password"
         return AuthenticationError(told, phase="authenticating")
     if answer.startswith(TOO_MANY_CONNECTIONS):
-        told = "the server is at its limit of connections"
-        return ConnectionFailed(told, phase="connecting")
+        return ConnectionFailed(AT_LIMIT, phase="connecting")
     told = "the server's answer to username and password is none that memcached gives"
     return ConnectionFailed(told, phase="authenticating")

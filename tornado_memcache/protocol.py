@@ -20,6 +20,8 @@ from .errors import MemcacheError, ProtocolError, SerializationError, Timeout, s
 MAX_LINE = 2048
 #: The answer of a server at its limit of connections, before any request.
 TOO_MANY_CONNECTIONS = b"ERROR Too many open connections"
+#: What that is told as.
+AT_LIMIT = "the server is at its limit of connections"
 #: The answers of a server that demands to be told who we are (memcached's ``-Y``), and was
 #: not: the first to most requests, the others to one that stores, which it takes for the telling.
 UNAUTHENTICATED = (
@@ -146,9 +148,6 @@ class Unauthenticated(ConnectionRefused):
         )
 
 
-_AT_LIMIT = "the server is at its limit of connections"
-
-
 def first_word(failure: ProtocolError, data: bytes, asked: bool) -> ProtocolError:
     """Returns what ``data``, the first bytes of a connection to which nothing was owed, mean.
 
@@ -159,7 +158,7 @@ def first_word(failure: ProtocolError, data: bytes, asked: bool) -> ProtocolErro
     if isinstance(failure, ConnectionRefused):
         return failure
     if TOO_MANY_CONNECTIONS.startswith(data):
-        return ConnectionRefused(_AT_LIMIT)
+        return ConnectionRefused(AT_LIMIT)
     if data.startswith(UNAUTHENTICATED):
         return Unauthenticated()
     if asked:
@@ -415,7 +414,7 @@ class OwedReplies:
             while position < size:
                 if not owed:
                     if not self.answered and data.startswith(TOO_MANY_CONNECTIONS):
-                        raise ConnectionRefused(_AT_LIMIT)
+                        raise ConnectionRefused(AT_LIMIT)
                     raise ProtocolError("the server sent bytes that nobody asked for")
                 slot = owed[0]
                 start, position = position, slot.read(data, position, self)

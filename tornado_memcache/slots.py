@@ -16,6 +16,7 @@ from .errors import (
     shown,
 )
 from .protocol import (
+    AT_LIMIT,
     STREAMED_BLOCK,
     TOO_MANY_CONNECTIONS,
     UNAUTHENTICATED,
@@ -72,7 +73,7 @@ def refusal(slot: Slot, line: bytes, protocol: OwedReplies) -> ReplyError:
         raise ProtocolError(f"{slot.asked()}: the server sent {told_of(line)}, which is no reply")
     if not (protocol.answered or slot.begun()):
         if line == TOO_MANY_CONNECTIONS:
-            raise ConnectionRefused("the server is at its limit of connections")
+            raise ConnectionRefused(AT_LIMIT)
         if line in UNAUTHENTICATED:
             raise Unauthenticated
     if slot.confirms:

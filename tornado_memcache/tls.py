@@ -59,7 +59,7 @@ def handshake_failure(cause: OSError) -> tuple[str, int | None]:
         told = f"{cause.verify_message} ({hint})" if hint else cause.verify_message
         return f"the server's certificate is refused: {told}", None
     if not isinstance(cause, ssl.SSLError):
-        told = cause.strerror or "the server closed the connection"
+        told = cause.strerror or CLOSED
         return f"TLS handshake failed: {told}", cause.errno
     if cause.reason in _NOT_TLS:
         return f"TLS handshake failed: the server {_CLEAR}", None
