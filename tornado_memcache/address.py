@@ -98,7 +98,7 @@ def parse_server(spec: object) -> Server:
     `TypeError` for other types.
     """
     if isinstance(spec, Server):
-        return _check_server(spec)
+        return _check_server(spec, spec)
     if isinstance(spec, Mapping):
         return _of_parts(spec)
     if isinstance(spec, tuple):
@@ -139,9 +139,9 @@ def _weight(spec: object, weight: object) -> int:
     return check_integer(f"{told(spec)}: weight", weight, 1, 1 << 16)
 
 
-def _check_server(server: Server, spec: object = None) -> Server:
-    named = told(server.name if spec is None else spec)
-    _weight(server if spec is None else spec, server.weight)
+def _check_server(server: Server, spec: object) -> Server:
+    named = told(spec)
+    _weight(spec, server.weight)
     if not isinstance(server.credentials, (Credentials, type(None))):
         raise TypeError(f"{named}: give username and password in a dict, not in a Server")
     if server.path is not None:
@@ -207,7 +207,7 @@ def parse_servers(specs: object, name: str = "servers") -> tuple[Server, ...]:
     if not servers:
         raise InvalidServer(f"{name} must name at least one server")
     names = [server.name for server in servers]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidServer(f"server {name} is listed twice; use a weight: ({name!r}, 2)")
+    for one in names:
+        if names.count(one) > 1:
+            raise InvalidServer(f"server {one} is listed twice; use a weight: ({one!r}, 2)")
     return servers
