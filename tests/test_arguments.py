@@ -9,6 +9,7 @@ import pytest
 
 from tornado_memcache import InvalidKey, InvalidRequest
 from tornado_memcache.arguments import (
+    check_callable,
     check_default,
     check_flag,
     check_integer,
@@ -179,3 +180,10 @@ def test_a_callback_is_no_default():
     for default in (print, list, test_a_callback_is_no_default):
         with pytest.raises(TypeError, match="default must not be callable.*callback="):
             check_default(default)
+
+
+def test_what_is_to_be_called_is_a_function_or_none():
+    check_callable("on_change", None)
+    check_callable("on_change", print)
+    with pytest.raises(TypeError, match="^on_change must be callable: pass the function itself$"):
+        check_callable("on_change", 1)

@@ -112,6 +112,12 @@ def check_default(default: object) -> None:
         raise TypeError("default must not be callable: to have it called pass callback=")
 
 
+def check_callable(name: str, given: object) -> None:
+    """Raises `TypeError` for what is neither None nor a function."""
+    if given is not None and not callable(given):
+        raise TypeError(f"{name} must be callable: pass the function itself")
+
+
 def check_flag(name: str, value: object) -> bool:
     """Returns ``value`` if it is True or False; anything else is a `TypeError`."""
     if not isinstance(value, bool):

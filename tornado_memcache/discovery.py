@@ -16,7 +16,7 @@ from tornado.ioloop import IOLoop
 
 from . import boundaries
 from .address import Server, parse_servers
-from .arguments import check_seconds
+from .arguments import check_callable, check_seconds
 from .client import Client
 from .deadlines import detached
 from .errors import (
@@ -133,8 +133,7 @@ class Discovery:
         on_change: Callable[["Discovery"], Any] | None,
         options: dict[str, Any],
     ) -> None:
-        if on_change is not None and not callable(on_change):
-            raise TypeError("on_change must be callable: pass the function itself")
+        check_callable("on_change", on_change)
         self.interval = check_seconds("interval", interval)
         _check_options(options)
         self._endpoint = _endpoint(endpoint, options)
@@ -182,7 +181,8 @@ class Discovery:
     def _asked(self, asking: "asyncio.Future[Configuration]") -> None:
         self._asking = None
         client = self._client() if self._client is not None else None
-        failure = None if asking.cancelled() else asking.exception()
+        if not asking.cancelled():
+            asking.exception()  # (there may be nobody to take it)
         if client is None:
             self.close()  # (whoever had the client has let go of it)
         if self._closed or client is None:
@@ -191,8 +191,6 @@ class Discovery:
         if asking.cancelled():
             return  # (by a loop that ends, nearly always: the next one goes on)
         try:
-            if failure is not None:
-                raise failure
             self._take(asking.result(), client)
         except MemcacheError as error:
             self._fails(error)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from . import boundaries
+from .arguments import check_callable
 from .errors import MemcacheError
 
 OnUp = Callable[[str], Any]
@@ -28,9 +29,8 @@ class Events:
     def __init__(
         self, on_server_up: OnUp | None = None, on_server_down: OnDown | None = None
     ) -> None:
-        for name, given in (("on_server_up", on_server_up), ("on_server_down", on_server_down)):
-            if given is not None and not callable(given):
-                raise TypeError(f"{name} must be callable: pass the function itself")
+        check_callable("on_server_up", on_server_up)
+        check_callable("on_server_down", on_server_down)
         self._on_up = on_server_up
         self._on_down = on_server_down
 
