@@ -104,7 +104,7 @@ class FaultProxy:
 
     def __enter__(self) -> FaultProxy:
         self._thread.start()
-        self._accepting = self._do(self._accept_in_a_task())
+        self._do(self._begin())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,12 +160,12 @@ class FaultProxy:
             with contextlib.suppress(OSError):  # (one that has gone is not told)
                 await self._loop.sock_sendall(pair.client, data)
 
-    async def _accept_in_a_task(self) -> asyncio.Task[None]:
-        return asyncio.ensure_future(self._accept())
+    async def _begin(self) -> None:
+        # (A task that awaits sock_accept and is cancelled may have been given a connection.)
+        self._loop.add_reader(self._listener, self._accept)
 
     async def _end(self) -> None:
-        self._accepting.cancel()
-        await asyncio.gather(self._accepting, return_exceptions=True)
+        self._loop.remove_reader(self._listener)
         self._listener.close()
         for pair in list(self._pairs):
             for task in pair.tasks:
@@ -173,21 +173,33 @@ class FaultProxy:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _accept(self) -> None:
-        while True:
-            client, _ = await self._loop.sock_accept(self._listener)
-            self.accepted += 1
-            client.setblocking(False)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            asyncio.ensure_future(self._serve(client))
-
-    async def _serve(self, client: socket.socket) -> None:
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except OSError:  # (whoever it was has gone again)
+            return
+        self.accepted += 1
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         path = self.target.startswith("unix:")
         server = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         server.setblocking(False)
         pair = Pair(client, server)
         self._pairs.add(pair)
-        pair.tasks.append(asyncio.current_task())  # type: ignore[arg-type]
+        serving = asyncio.ensure_future(self._serve(pair, path))
+        pair.tasks.append(serving)
+        # Not by the task itself: one that is cancelled before its first step never has a last.
+        serving.add_done_callback(lambda _: self._forget(pair))
+
+    def _forget(self, pair: Pair) -> None:
+        for task in pair.tasks[1:]:
+            task.cancel()
+        self._pairs.discard(pair)
+        pair.client.close()
+        pair.server.close()
+
+    async def _serve(self, pair: Pair, path: bool) -> None:
+        client, server = pair.client, pair.server
         try:
             if path:
                 await self._loop.sock_connect(server, self.target[5:])
@@ -202,12 +214,6 @@ class FaultProxy:
             await asyncio.gather(*pair.tasks[1:])
         except OSError:
             pass  # (one side has gone: so does the other)
-        finally:
-            for task in pair.tasks[1:]:
-                task.cancel()
-            self._pairs.discard(pair)
-            client.close()
-            server.close()
 
     async def _pump(
         self, source: socket.socket, sink: socket.socket, faults: Faults, pair: Pair

@@ -61,8 +61,10 @@ class Gated:
         self.port = listener.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
         self._listener = listener
-        # In nobody's context: it serves many callers.
-        self._begin(contextvars.Context().run(asyncio.ensure_future, self._accept()))
+        self._loop = asyncio.get_running_loop()
+        # In nobody's context: it serves many callers. (No task that awaits sock_accept: one
+        # that is cancelled may have been given a connection.)
+        contextvars.Context().run(self._loop.add_reader, listener, self._accept)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -74,33 +76,34 @@ class Gated:
 
     def stop(self) -> None:
         """Accepts nobody any more: a connect is refused."""
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
         for task in self._tasks:
             task.cancel()
 
-    def _begin(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _accept(self) -> None:
-        with self._listener:
-            while True:
-                peer, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-                self.accepted += 1
-                self._begin(asyncio.ensure_future(self._serve(peer)))
-
-    async def _serve(self, peer: socket.socket) -> None:
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except OSError:  # (whoever it was has gone again)
+            return
+        self.accepted += 1
         peer.setblocking(False)
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(self._serve(peer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # (One that is cancelled before its first step cannot close anything.)
+        task.add_done_callback(lambda ended: peer.close() if ended.cancelled() else None)
+
+    async def _serve(self, peer: socket.socket) -> None:
         try:
             while self._place == "handshake":
                 await asyncio.sleep(0)
-            await loop.connect_accepted_socket(lambda: _Connection(self), peer, ssl=self._ssl)
+            served = self._loop.connect_accepted_socket
+            await served(lambda: _Connection(self), peer, ssl=self._ssl)
         except OSError:  # (the client has gone)
             peer.close()
-        except asyncio.CancelledError:
-            peer.close()
-            raise
 
     def hold(self, place: str, key: bytes = b"") -> None:
         """Has it stop at ``place``, of the reply to the next request for ``key...`` or for none."""
