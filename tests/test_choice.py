@@ -49,6 +49,7 @@ LARGE = Stand("large", idle=False, large=True, owing=1)
 OPENING = Stand("opening", open=False, connecting=True)
 WRITING = Stand("writing", idle=False, keys=[b"k"])
 UNHEARD = Stand("unheard", idle=False, owing=1, heard=False)
+FRESH = Stand("fresh", heard=False)
 LEAVING = Stand("leaving", idle=False, keys=[b"k"], leaving=True)
 BIG = slot(b"set", value=b"x" * (LARGE_WORK + 1))
 
@@ -75,6 +76,12 @@ BIG = slot(b"set", value=b"x" * (LARGE_WORK + 1))
         ([BUSY], BIG, True, None),
         ([BUSY], BIG, False, BUSY),
         ([UNHEARD, BUSY], BIG, False, BUSY),
+        ([UNHEARD, BUSY], slot(), True, UNHEARD),
+        ([UNHEARD, BUSY], slot(b"set"), True, BUSY),
+        ([UNHEARD, LARGE], slot(b"set"), True, None),
+        ([UNHEARD, LARGE], slot(b"set"), False, LARGE),
+        ([FRESH, LARGE], slot(b"set"), True, FRESH),
+        ([UNHEARD], slot(b"set"), True, UNHEARD),
         ([WRITING, LATE], slot(), True, None),
     ],
 )
@@ -117,6 +124,9 @@ def test_who_waits_for_a_connection_that_is_left_holds_nobody_up_but_those_of_it
         ([OPENING, BUSY], BUSY),
         ([IDLE, WRITING], None),
         ([LARGE, IDLE], IDLE),
+        ([UNHEARD], UNHEARD),
+        ([LARGE, UNHEARD], None),
+        ([BUSY, UNHEARD], BUSY),
     ],
 )
 def test_who_takes_calls_unasked(connections, expected):

@@ -76,11 +76,14 @@ def choose(
     clear = [one for one in good if not one.large]
     if len(slot.request.value) > LARGE_WORK:
         clear = [one for one in clear if one.idle]
+    if slot.writes and any(one.heard for one in good):
+        # One that has said nothing yet may be refused, with what stands behind its first request:
+        # of a write there nobody would know what became of it.
+        clear = [one for one in clear if one.heard or not one.owing]
     if clear:
         return clear[0]  # gathering works best on one
     if not good or may_grow or any(one.connecting for one in connections):
         return None
-    # One that has said nothing yet may be refused, with what stands behind its first request.
     return min(good, key=lambda one: (not one.heard, one.owing))
 
 
@@ -88,7 +91,7 @@ def usable(connections: Sequence[Connection]) -> Connection | None:
     """Returns the connection that may take any small call without asking, if there is one.
 
     It is open, on time and carries nothing large, and no key is bound to
-    another.
+    another. While it has said nothing it is the only one.
     """
     for chosen in connections:
         if takes_calls(chosen) and not chosen.large:
@@ -96,8 +99,11 @@ def usable(connections: Sequence[Connection]) -> Connection | None:
     else:
         return None
     for other in connections:
-        if other is not chosen and not other.settled and other.bind():
-            return None
+        if other is not chosen:
+            if not chosen.heard and other.heard and takes_calls(other):
+                return None
+            if not other.settled and other.bind():
+                return None
     return chosen
 
 
