@@ -15,9 +15,10 @@ import time
 from ssl import SSLContext
 from typing import Any
 
+from tornado_memcache.door import failure
 from tornado_memcache.errors import MemcacheError
 from tornado_memcache.protocol import Request
-from tornado_memcache.server import StoreHandler, failure
+from tornado_memcache.server import StoreHandler
 from tornado_memcache.store import Store
 from tornado_memcache.text_server import RequestReader, Settled, encode_reply
 

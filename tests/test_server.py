@@ -18,7 +18,6 @@ differ, and is meant to:
 
 import asyncio
 import contextvars
-import logging
 import os
 import re
 import socket
@@ -27,12 +26,13 @@ import tracemalloc
 import pytest
 from tornado.iostream import IOStream
 
-from tornado_memcache.errors import ConnectionFailed
-from tornado_memcache.protocol import Item, Reply, Request
-from tornado_memcache.server import EmbeddedServer, FrontDoor, StoreHandler, failure
+from tornado_memcache.door import failure
+from tornado_memcache.protocol import Reply, Request
+from tornado_memcache.server import EmbeddedServer, StoreHandler
 from tornado_memcache.store import Store
 from tornado_memcache.text_server import RequestReader, Settled, encode_reply
 
+from .doors import connect, exchange, leave
 from .hand import Hand
 
 KEY = b"k" * 250
@@ -252,28 +252,6 @@ def test_the_names_of_stats_are_those_of_memcached(memcached):
 # -- its life
 
 
-async def connect(server):
-    if server.path:
-        return await asyncio.open_unix_connection(server.path)
-    return await asyncio.open_connection(server.host, server.port)
-
-
-async def leave(writer):
-    writer.close()
-    try:
-        await writer.wait_closed()
-    except OSError:
-        pass
-
-
-async def exchange(server, data, ending=b"\r\n"):
-    reader, writer = await connect(server)
-    writer.write(data)
-    answer = await asyncio.wait_for(reader.readuntil(ending), 5)
-    await leave(writer)
-    return answer
-
-
 @pytest.mark.gen_test
 async def test_it_listens_on_this_machine_alone_and_says_where():
     async with EmbeddedServer() as server:
@@ -462,101 +440,6 @@ async def test_a_client_that_always_sends_does_not_keep_the_loop():
         flooding.cancel()
         await asyncio.wait([flooding])
         await leave(writer)
-
-
-# -- the handler is a seam
-
-
-class Door:
-    """A front door with ``handler`` behind it, as a server that `connect` takes."""
-
-    path = None
-    host = "127.0.0.1"
-
-    def __init__(self, handler):
-        self.door = FrontDoor(handler, too_large=lambda key, flags, length: False)
-
-    async def __aenter__(self):
-        self.door.listen(0, self.host)
-        (listening,) = self.door._sockets.values()
-        self.port = listening.getsockname()[1]
-        return self
-
-    async def __aexit__(self, *error):
-        await self.door.close()
-
-
-@pytest.mark.gen_test
-async def test_replies_that_take_time_are_asked_for_at_once_and_come_in_order():
-    under_way, most = 0, 0
-
-    async def handler(request):
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        key = request.keys[0]
-        await asyncio.sleep(0.02 if key == b"k0" else 0.001)
-        under_way -= 1
-        return Reply(b"END", {key: Item(key, 0)})
-
-    async with Door(handler) as server:
-        reader, writer = await connect(server)
-        writer.write(b"".join(b"get k%d\r\n" % number for number in range(300)))
-        expected = b"".join(
-            b"VALUE k%d 0 %d\r\nk%d\r\nEND\r\n" % (n, len(b"k%d" % n), n) for n in range(300)
-        )
-        assert await reader.readexactly(len(expected)) == expected
-        await leave(writer)
-    assert most == 100
-
-
-@pytest.mark.gen_test
-async def test_failures_of_the_handler_are_replies(expect_log):
-    logged = expect_log("tornado_memcache.server", "handler", level=logging.ERROR, times=2)
-
-    async def later(request):
-        raise ConnectionFailed("gone", server="h:1") if request.keys[0] == b"c" else KeyError()
-
-    def handler(request):
-        if request.keys[0] == b"a":
-            raise ZeroDivisionError
-        if request.keys[0] == b"x":
-            cancelled = asyncio.get_running_loop().create_future()
-            cancelled.cancel()
-            return cancelled
-        return later(request)
-
-    async with Door(handler) as server:
-        reader, writer = await connect(server)
-        writer.write(b"get a\r\nget b\r\nget c\r\nget x\r\nquit\r\n")
-        assert await reader.read() == (
-            b"SERVER_ERROR internal error\r\n" * 2
-            + b"SERVER_ERROR gone (server h:1, phase reply)\r\n"
-            + b"SERVER_ERROR cancelled\r\n"
-        )
-        await leave(writer)
-    assert logged.count == 2
-
-
-@pytest.mark.gen_test
-async def test_closing_cancels_what_the_handler_still_does():
-    started = asyncio.Event()
-    ended = []
-
-    async def handler(request):
-        started.set()
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.append(request)
-
-    async with Door(handler) as server:
-        _, writer = await connect(server)
-        writer.write(b"get a\r\nget b\r\n")
-        await started.wait()
-    await asyncio.sleep(0)
-    assert ended == [Request(b"get", (b"a",)), Request(b"get", (b"b",))]
-    await leave(writer)
 
 
 @pytest.mark.gen_test

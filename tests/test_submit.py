@@ -15,7 +15,8 @@ from tornado_memcache import (
     Request,
     TooManyCalls,
 )
-from tornado_memcache.server import FrontDoor, StoreHandler
+from tornado_memcache.door import FrontDoor
+from tornado_memcache.server import StoreHandler
 from tornado_memcache.store import Store
 from tornado_memcache.text import KEYS_A_LINE, LINE_BYTES
 
