@@ -49,10 +49,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("health", "deadlines"),
     ("lanes", "boundaries", "stream", "memcache_cas", "timers"),
     ("call", "tls", "fanout", "authentication", "events", "chain"),
-    ("connector",),
+    ("connector", "foreground"),
     ("connection", "door", "memcache_outcomes"),
     ("server",),
-    ("choice",),
+    ("choice", "server_command"),
     ("growth",),
     ("pool",),
     ("funnel", "upkeep"),
@@ -62,7 +62,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("client",),
     ("discovery",),
     ("memcache", "tornadoasyncmemcache", "web"),
-    ("__init__",),
+    ("__init__", "cli"),
+    ("__main__",),
 )
 #: The floors of the pure modules, and what these must not import.
 PURE_FLOORS = 7
