@@ -1,8 +1,9 @@
 """A front door with a handler of the test's behind it, and clients of it on plain streams."""
 
 import asyncio
+import socket
 
-from tornado_memcache.door import FrontDoor
+from tornado_memcache.door import FrontDoor, listen_on
 
 
 class Door:
@@ -11,13 +12,13 @@ class Door:
     path = None
     host = "127.0.0.1"
 
-    def __init__(self, handler):
-        self.door = FrontDoor(handler, too_large=lambda key, flags, length: False)
+    def __init__(self, handler, **options):
+        options.setdefault("too_large", lambda key, flags, length: False)
+        self.door = FrontDoor(handler, **options)
 
     async def __aenter__(self):
-        self.door.listen(0, self.host)
-        (listening,) = self.door._sockets.values()
-        self.port = listening.getsockname()[1]
+        self.door.add_socket(listen_on(socket.AF_INET, (self.host, 0)))
+        self.port = self.door.port
         return self
 
     async def __aexit__(self, *error):

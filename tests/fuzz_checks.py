@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from tornado_memcache.door import failure
 from tornado_memcache.errors import MemcacheError
+from tornado_memcache.guest import failure
 from tornado_memcache.protocol import Reply, Request
 from tornado_memcache.server import StoreHandler
 from tornado_memcache.store import Store

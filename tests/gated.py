@@ -15,8 +15,8 @@ import time
 from ssl import SSLContext
 from typing import Any
 
-from tornado_memcache.door import failure
 from tornado_memcache.errors import MemcacheError
+from tornado_memcache.guest import failure
 from tornado_memcache.protocol import Request
 from tornado_memcache.server import StoreHandler
 from tornado_memcache.store import Store

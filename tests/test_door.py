@@ -1,84 +1,178 @@
-"""tornado_memcache.door: clients on real sockets, and a handler of the test's behind them."""
+"""tornado_memcache.door: who is let in and who is sent away, on real sockets."""
 
 import asyncio
+import errno
 import logging
+import os
+import resource
+import socket
 
 import pytest
 
-from tornado_memcache.errors import ConnectionFailed
-from tornado_memcache.protocol import Item, Reply, Request
+from tornado_memcache.guest import Limits
+from tornado_memcache.protocol import Reply
 
-from .doors import Door, connect, leave
+from .asked import until
+from .doors import Door, connect, exchange, leave
+
+VERSION = b"VERSION 1\r\n"
+
+
+def version(request):
+    return Reply(b"VERSION", text=b"1")
 
 
 @pytest.mark.gen_test
-async def test_replies_that_take_time_are_asked_for_at_once_and_come_in_order():
-    under_way, most = 0, 0
-
-    async def handler(request):
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        key = request.keys[0]
-        await asyncio.sleep(0.02 if key == b"k0" else 0.001)
-        under_way -= 1
-        return Reply(b"END", {key: Item(key, 0)})
-
-    async with Door(handler) as server:
+async def test_out_of_descriptors_it_pauses_says_so_once_a_second_and_goes_on(expect_log):
+    logged = expect_log("tornado_memcache.door", "no clients are let in: Too many open files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with Door(version) as server:
         reader, writer = await connect(server)
-        writer.write(b"".join(b"get k%d\r\n" % number for number in range(300)))
-        expected = b"".join(
-            b"VALUE k%d 0 %d\r\nk%d\r\nEND\r\n" % (n, len(b"k%d" % n), n) for n in range(300)
-        )
-        assert await reader.readexactly(len(expected)) == expected
-        await leave(writer)
-    assert most == 100
-
-
-@pytest.mark.gen_test
-async def test_failures_of_the_handler_are_replies(expect_log):
-    logged = expect_log("tornado_memcache.door", "handler", level=logging.ERROR, times=2)
-
-    async def later(request):
-        raise ConnectionFailed("gone", server="h:1") if request.keys[0] == b"c" else KeyError()
-
-    def handler(request):
-        if request.keys[0] == b"a":
-            raise ZeroDivisionError
-        if request.keys[0] == b"x":
-            cancelled = asyncio.get_running_loop().create_future()
-            cancelled.cancel()
-            return cancelled
-        return later(request)
-
-    async with Door(handler) as server:
-        reader, writer = await connect(server)
-        writer.write(b"get a\r\nget b\r\nget c\r\nget x\r\nquit\r\n")
-        assert await reader.read() == (
-            b"SERVER_ERROR internal error\r\n" * 2
-            + b"SERVER_ERROR gone (server h:1, phase reply)\r\n"
-            + b"SERVER_ERROR cancelled\r\n"
-        )
-        await leave(writer)
-    assert logged.count == 2
-
-
-@pytest.mark.gen_test
-async def test_closing_cancels_what_the_handler_still_does():
-    started = asyncio.Event()
-    ended = []
-
-    async def handler(request):
-        started.set()
+        writer.write(b"version\r\n")
+        await reader.readline()
+        peers = [socket.socket() for _ in range(20)]
+        # Those below are taken already: not one more can be opened.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (peers[0].fileno(), hard))
         try:
-            await asyncio.sleep(60)
+            for peer in peers:
+                peer.setblocking(False)
+                assert peer.connect_ex((server.host, server.port)) in (0, errno.EINPROGRESS)
+            loop = asyncio.get_running_loop()
+            begun, used = loop.time(), os.times()
+            await asyncio.sleep(1.2)  # (long enough for a second line, not for a third)
+            spent = os.times()
+            assert 1 <= logged.count <= 1 + (loop.time() - begun)
+            busy = spent.user + spent.system - used.user - used.system
+            assert busy < 0.5 * (loop.time() - begun)  # (it does not try all the time)
+            writer.write(b"version\r\n")
+            assert await reader.readline() == VERSION  # (who is in is served)
         finally:
-            ended.append(request)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for peer in peers:
+            await loop.sock_sendall(peer, b"version\r\n")
+            assert await asyncio.wait_for(loop.sock_recv(peer, 100), 5) == VERSION
+            peer.close()
+        await leave(writer)
+
+
+@pytest.mark.gen_test
+async def test_who_leaves_makes_room_at_once(expect_log):
+    expect_log("tornado_memcache.door", "no clients are let in", times=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with Door(version) as server:
+        _, writer = await connect(server)
+        await until(lambda: server.door.connected == 1)
+        peer = socket.socket()
+        peer.setblocking(False)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (peer.fileno(), hard))
+        try:
+            peer.connect_ex((server.host, server.port))
+            await until(lambda: server.door._paused is not None)
+            begun = asyncio.get_running_loop().time()
+            await leave(writer)
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(peer, b"version\r\n")
+            assert await asyncio.wait_for(loop.sock_recv(peer, 100), 5) == VERSION
+            assert loop.time() - begun < 0.75  # (and not when the pause of a second is over)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            peer.close()
+
+
+@pytest.mark.gen_test
+async def test_one_above_the_number_of_clients_is_turned_away():
+    async with Door(version, max_clients=1) as server:
+        reader, writer = await connect(server)
+        writer.write(b"version\r\n")
+        assert await reader.readline() == VERSION
+        other, writer_of_other = await connect(server)
+        assert await other.read() == b"ERROR Too many open connections\r\n"
+        await leave(writer_of_other)
+        assert server.door.sent_away == {"too many clients": 1}
+        await leave(writer)
+        await until(lambda: not server.door.connected)
+        assert await exchange(server, b"version\r\n") == VERSION
+
+
+@pytest.mark.gen_test
+async def test_draining_answers_what_was_asked_and_lets_nobody_in():
+    gate, asked = asyncio.Event(), []
+
+    async def handler(request):
+        asked.append(request.keys[0])
+        await gate.wait()
+        return Reply(b"END")
 
     async with Door(handler) as server:
-        _, writer = await connect(server)
+        idle = await connect(server)
+        half = await connect(server)
+        half[1].write(b"get")
+        reader, writer = await connect(server)
         writer.write(b"get a\r\nget b\r\n")
-        await started.wait()
-    await asyncio.sleep(0)
-    assert ended == [Request(b"get", (b"a",)), Request(b"get", (b"b",))]
-    await leave(writer)
+        await until(lambda: len(asked) == 2 and server.door.connected == 3)
+        draining = asyncio.ensure_future(server.door.drain(10))
+        assert await idle[0].read() == b"" and await half[0].read() == b""
+        with pytest.raises(ConnectionRefusedError):
+            await connect(server)
+        gate.set()
+        assert await draining is True
+        assert await reader.read() == b"END\r\nEND\r\n" and asked == [b"a", b"b"]
+        for one in (idle[1], half[1], writer):
+            await leave(one)
+
+
+@pytest.mark.gen_test
+async def test_draining_has_an_end():
+    async def handler(request):
+        await asyncio.Event().wait()
+
+    async with Door(handler) as server:
+        reader, writer = await connect(server)
+        writer.write(b"get a\r\n")
+        await until(lambda: server.door.connected == 1)
+        assert await server.door.drain(0.01) is False
+        assert not server.door.connected
+        await leave(writer)
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    "sent, why",
+    [
+        (b"", "it asks for nothing"),
+        (b"version\r\n", "it asks for nothing"),
+        (b"version\r\nget a", "half a request came, and no more"),
+        (b"version\r\nset a 0 0 100\r\n" + b"x" * 99, "half a request came, and no more"),
+    ],
+)
+async def test_who_is_slow_or_does_nothing_is_sent_away(sent, why, expect_log):
+    told = expect_log("tornado_memcache.door", why, level=logging.INFO, times=1)
+    level = logging.getLogger("tornado_memcache.door").level
+    logging.getLogger("tornado_memcache.door").setLevel(logging.INFO)
+    lengths = Limits(receive_timeout=0.05, idle_timeout=0.1)
+    try:
+        async with Door(version, limits=lengths) as server:
+            reader, writer = await connect(server)
+            writer.write(sent)
+            with_reset = (ConnectionResetError, asyncio.IncompleteReadError)
+            try:
+                assert await asyncio.wait_for(reader.read(), 5) in (b"", VERSION)
+            except with_reset:
+                pass
+            assert server.door.sent_away == {why: 1} and told.count == 1
+            await leave(writer)
+    finally:
+        logging.getLogger("tornado_memcache.door").setLevel(level)
+
+
+@pytest.mark.gen_test
+async def test_a_byte_now_and_then_is_no_request():
+    async with Door(version, limits=Limits(receive_timeout=0.3, idle_timeout=60)) as server:
+        _, writer = await connect(server)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while not server.door.sent_away and loop.time() - begun < 10:
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+        assert server.door.sent_away == {"half a request came, and no more": 1}
+        await leave(writer)

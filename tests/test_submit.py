@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from typing import Any
 
 import pytest
@@ -49,7 +48,7 @@ class Recording:
     async def __aenter__(self) -> Recording:
         listening, port = bind_unused_port()
         self.address = f"127.0.0.1:{port}"
-        contextvars.Context().run(self._door.add_socket, listening)
+        self._door.add_socket(listening)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,65 +1,58 @@
-"""The front door of a memcached server: who is connected, and what is answered to them.
+"""The front door of a memcached server: who may come in, and who is sent away.
 
-A `FrontDoor` accepts clients, hands their requests to a **handler** and
-writes what it replies, in order. The handler is the one seam: a callable
-that takes a `.Request` and returns a `.Reply`, or an awaitable of one.
+A `FrontDoor` accepts clients; each is a `.Guest`, which hands its requests to
+the **handler** of the door. The handler is the one seam: a callable that
+takes a `.Request` and returns a `.Reply`, or an awaitable of one.
 
-This file knows sockets and who is connected. It must not know how a request
-is written (`.text_server`) or who answers it.
+This file knows sockets, who is connected and for how long. It must not know
+what a client asks (`.guest`), how that is written (`.text_server`), or who
+answers it.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import socket
+import ssl as tls
 import stat
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
 
-from tornado.iostream import IOStream, StreamClosedError
-from tornado.tcpserver import TCPServer
+from tornado.ioloop import IOLoop
 
-from .errors import ClientError, MemcacheError
-from .protocol import TOO_MANY_CONNECTIONS, Reply, Request
-from .text_server import RequestReader, Settled, encode_reply
+from .guest import READ_BYTES, Guest, Handler, Limits
+from .protocol import TOO_MANY_CONNECTIONS
+from .text_server import RequestReader
 
 logger = logging.getLogger("tornado_memcache.door")
 
-#: A handler of requests: the seam between the front door and what is behind it.
-Handler = Callable[[Request], Reply | Awaitable[Reply]]
-
-#: At most this many bytes are read from a client before they are answered.
-_READ_BYTES = 64 * 1024
-#: Replies above this many bytes are written, and taken by the client,
-#: before the next ones are made.
-_WRITE_BYTES = 256 * 1024
-#: At most this many requests of a client are under way in the handler.
-_UNDER_WAY = 100
 #: As memcached's own.
 _BACKLOG = 1024
+#: At most so many clients are let in before others have a turn.
+_AT_ONCE = 64
+#: What `accept` fails with when the process, or the machine, can hold no more.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+#: So long nobody is let in then, in seconds, unless somebody leaves; and so often it is told.
+PAUSE = 1.0
+#: A handshake of TLS takes no longer, in seconds.
+HANDSHAKE = 10.0
 
 
-def failure(error: Exception) -> Reply:
-    """Returns the reply that tells a client of ``error`` (protocol.txt, "Error strings").
-
-    What is no `.MemcacheError` is a fault of the handler: it is logged,
-    and the client is told no more than that.
-    """
-    if isinstance(error, MemcacheError):
-        status = b"CLIENT_ERROR" if isinstance(error, ClientError) else b"SERVER_ERROR"
-        return Reply(status, text=str(error).encode("utf-8", "replace"))
-    logger.error("A handler of requests failed", exc_info=error)
-    return Reply(b"SERVER_ERROR", text=b"internal error")
-
-
-class FrontDoor(TCPServer):
+class FrontDoor:
     """Accepts memcached clients and lets ``handler`` answer them.
 
-    Arguments: the ``handler``; ``too_large(key, flags, length)``, which
-    says of which values not even the block is received; ``max_clients``,
-    above which a client is turned away as memcached does it.
+    Arguments: the ``handler``, which may be replaced at any time;
+    ``too_large(key, flags, length)``, which says of which values not even
+    the block is received; ``max_clients``, above which a client is turned
+    away as memcached does it; the `.Limits` of each client; ``ssl``, the
+    context of a server that is spoken to over TLS alone; ``reader``, which
+    makes what reads a client's bytes (a `.RequestReader` unless given).
 
-    A client's bytes are read in chunks, and all replies to a chunk leave in
-    one write. While a client does not take its replies, it is not read.
+    Out of descriptors it lets nobody in until somebody leaves, or for a
+    second, and says so once a second at most.
     """
 
     def __init__(
@@ -68,14 +61,27 @@ class FrontDoor(TCPServer):
         *,
         too_large: Callable[[bytes, int, int], bool],
         max_clients: int = 1024,
+        limits: Limits | None = None,
+        ssl: tls.SSLContext | None = None,
+        reader: Callable[[], Any] | None = None,
     ) -> None:
-        super().__init__(max_buffer_size=4 * _READ_BYTES, read_chunk_size=_READ_BYTES)
+        self.handler = handler
         self.max_clients = max_clients
-        #: How many clients have been accepted, ever.
-        self.accepted = 0
-        self._handler = handler
-        self._too_large = too_large
-        self._clients: dict[asyncio.Task[None], IOStream] = {}
+        self.limits = limits or Limits()
+        self.too_large = too_large
+        #: How many clients have been accepted, ever, and how many were sent away, and why.
+        self.accepted, self.sent_away = 0, Counter[str]()
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        self._reader = reader or (lambda: RequestReader(self._is_too_large))
+        self._ssl = ssl
+        self._sockets: list[socket.socket] = []
+        self._guests: set[Guest] = set()
+        #: Those who are still shaking hands.
+        self._greeting: dict[asyncio.Task[Any], socket.socket] = {}
+        self._paused: object | None = None
+        self._looking: object | None = None
+        self._told_at = float("-inf")
+        self._empty = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.connected} clients>"
@@ -83,108 +89,173 @@ class FrontDoor(TCPServer):
     @property
     def connected(self) -> int:
         """How many clients are connected."""
-        return len(self._clients)
+        return len(self._guests) + len(self._greeting)
 
-    def handle_stream(self, stream: IOStream, address: object) -> None:
-        """Serves a client until it leaves. Called by `.TCPServer`."""
-        if len(self._clients) >= self.max_clients:
+    @property
+    def port(self) -> int:
+        """The port of the first socket."""
+        port: int = self._sockets[0].getsockname()[1]
+        return port
+
+    def _is_too_large(self, key: bytes, flags: int, length: int) -> bool:
+        return self.too_large(key, flags, length)
+
+    # -- letting in
+
+    def add_socket(self, listening: socket.socket) -> None:
+        """Accepts clients from ``listening`` on the loop that runs, until `stop`."""
+        self._io_loop = IOLoop.current()
+        self.loop = asyncio.get_running_loop()
+        self._sockets.append(listening)
+        # What clients bring about belongs to nobody's context.
+        Context().run(self._open)
+        self._look_after()
+
+    def _open(self) -> None:
+        self._paused = None
+        for listening in self._sockets:
+            self._io_loop.add_handler(listening, self._accept, IOLoop.READ)
+
+    def _accept(self, listening: Any, events: int) -> None:
+        for _ in range(_AT_ONCE):
             try:
-                stream.write(TOO_MANY_CONNECTIONS + b"\r\n")
-            except StreamClosedError:
-                pass
-            stream.close()
+                sock, _address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._pause(error)
+                return
+            self._let_in(sock)
+
+    def _let_in(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        if self.connected >= self.max_clients:
+            self.sent_away["too many clients"] += 1
+            try:
+                sock.send(TOO_MANY_CONNECTIONS + b"\r\n")
+            except OSError:
+                pass  # (it has left)
+            sock.close()
             return
         self.accepted += 1
-        stream.set_nodelay(True)
-        task = asyncio.ensure_future(self._serve(stream))
-        self._clients[task] = stream
-        task.add_done_callback(self._forget)
+        timeout = HANDSHAKE if self._ssl is not None else None
+        coming = self.loop.connect_accepted_socket(
+            lambda: Guest(self, self._reader()), sock, ssl=self._ssl, ssl_handshake_timeout=timeout
+        )
+        task = self.loop.create_task(coming)
+        self._greeting[task] = sock
+        task.add_done_callback(self._greeted, context=Context())
+
+    def _greeted(self, task: "asyncio.Task[Any]") -> None:
+        del self._greeting[task]
+        if (error := task.exception()) is not None:
+            self.sent_away["no handshake"] += 1
+            logger.info("a client did not come in: %s", error)
+
+    def _pause(self, error: OSError) -> None:
+        """Accepts nobody for a while: `accept` would fail again and again, at once."""
+        now = self.loop.time()
+        if now - self._told_at >= PAUSE:
+            self._told_at = now
+            told = "no clients are let in: %s; %d are connected"
+            logger.warning(told, os.strerror(error.errno or 0), self.connected)
+        for listening in self._sockets:
+            self._io_loop.remove_handler(listening)
+        self._paused = self._io_loop.call_later(PAUSE, self._open)
+
+    # -- those who are in (as `.Host`)
+
+    def came(self, guest: Guest) -> None:
+        """Notes a client that has come in."""
+        self._guests.add(guest)
+        if not self._sockets:
+            guest.abort()
+
+    def left(self, guest: Guest) -> None:
+        """Notes that nothing is left of a client."""
+        self._guests.discard(guest)
+        if not self._guests:
+            self._empty.set()
+        if self._paused is not None:
+            # After this turn: the descriptor is not free yet.
+            self._io_loop.remove_timeout(self._paused)
+            self._paused = self._io_loop.call_later(0, self._open)
+
+    def _look_after(self) -> None:
+        """Sends away, from time to time, who is slow or does nothing."""
+        lengths = [length for length in self.limits[1:] if length is not None]
+        if self._looking is not None or not lengths:
+            return
+        now = self.loop.time()
+        for guest in list(self._guests):
+            if why := guest.overdue(now):
+                self.sent_away[why] += 1
+                logger.info("client %s is sent away: %s", guest.peer, why)
+                guest.abort()
+        length = min(1.0, min(lengths) / 4)
+        self._looking = self._io_loop.call_later(length, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looking = None
+        self._look_after()
+
+    # -- its end
+
+    def _shut(self) -> None:
+        for listening in self._sockets:
+            if self._paused is None:
+                self._io_loop.remove_handler(listening)
+            listening.close()
+        self._sockets.clear()
+        for timeout in (self._paused, self._looking):
+            if timeout is not None:
+                self._io_loop.remove_timeout(timeout)
+        self._paused = self._looking = None
 
     def stop(self) -> None:
         """Stops accepting and closes every client's connection, at once.
 
-        The clients' tasks end in the next iteration of the loop; `close`
-        waits for them. May be called twice.
+        `close` waits for what is left of them, in the next iterations of
+        the loop. May be called twice.
         """
-        super().stop()
-        for task, stream in list(self._clients.items()):
-            stream.close()
-            task.cancel()
+        self._shut()
+        for sock in self._greeting.values():
+            try:
+                sock.shutdown(socket.SHUT_RDWR)  # (the handshake fails then)
+            except OSError:
+                pass
+        for guest in list(self._guests):
+            guest.abort()
 
     async def close(self) -> None:
         """Stops, and returns when nothing is left of it."""
         self.stop()
-        if self._clients:
-            await asyncio.wait(list(self._clients))
+        await self._emptied()
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        stream = self._clients.pop(task)
-        stream.close()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("Serving a client failed", exc_info=error)
+    async def drain(self, timeout: float) -> bool:
+        """Stops accepting, has what was asked answered, and then closes.
 
-    async def _serve(self, stream: IOStream) -> None:
-        reader = RequestReader(self._too_large)
-        try:
-            while not reader.closed:
-                reading = asyncio.ensure_future(stream.read_bytes(_READ_BYTES, partial=True))
-                if reading.done():
-                    # One who always has bytes there must not keep the loop.
-                    await asyncio.sleep(0)
-                await self._answer(stream, reader.receive_data(await reading))
-        except StreamClosedError:
-            pass
+        After ``timeout`` seconds what is left is closed as it is. Returns
+        True if nothing was.
+        """
+        self._shut()
+        for guest in list(self._guests):
+            guest.drain()
+        emptied = self.loop.create_task(self._emptied())
+        await asyncio.wait([emptied], timeout=timeout)
+        in_time = emptied.done()
+        self.stop()
+        await emptied
+        return in_time
 
-    async def _answer(self, stream: IOStream, asked: Sequence[Request | Settled]) -> None:
-        pieces: list[bytes] = []
-        size = 0
-        for start in range(0, len(asked), _UNDER_WAY):
-            some = asked[start : start + _UNDER_WAY]
-            answers = [self._begin(one) for one in some]
-            try:
-                for one, answer in zip(some, answers):
-                    if isinstance(answer, asyncio.Future):
-                        answer = await _outcome(answer)
-                    for piece in _encode(one, answer):
-                        pieces.append(piece)
-                        size += len(piece)
-                        if size > _WRITE_BYTES:
-                            await stream.write(b"".join(pieces))
-                            pieces, size = [], 0
-            finally:
-                for answer in answers:
-                    if isinstance(answer, asyncio.Future):
-                        answer.cancel()
-        if pieces:
-            await stream.write(b"".join(pieces))
-
-    def _begin(self, one: Request | Settled) -> Settled | Reply | asyncio.Future[Reply]:
-        """Asks the handler. What it has to wait for goes on while others are asked."""
-        if isinstance(one, Settled):
-            return one
-        try:
-            answer = self._handler(one)
-            return answer if isinstance(answer, Reply) else asyncio.ensure_future(answer)
-        except Exception as error:
-            return failure(error)
-
-
-async def _outcome(answer: asyncio.Future[Reply]) -> Reply:
-    # Not awaited itself: that it was cancelled is no reason to end the client's task.
-    await asyncio.wait([answer])
-    if answer.cancelled():
-        return Reply(b"SERVER_ERROR", text=b"cancelled")
-    error = answer.exception()
-    if isinstance(error, Exception):
-        return failure(error)
-    return answer.result()
-
-
-def _encode(one: Request | Settled, answer: Settled | Reply) -> Iterable[bytes]:
-    if isinstance(one, Settled):
-        return (one.line + b"\r\n",) if one.line else ()
-    assert isinstance(answer, Reply)
-    return encode_reply(one, answer)
+    async def _emptied(self) -> None:
+        while self._greeting:
+            await asyncio.wait(list(self._greeting))
+        while self._guests:
+            self._empty.clear()
+            await self._empty.wait()
 
 
 def listen_on(family: socket.AddressFamily, address: str | tuple[str, int]) -> socket.socket:

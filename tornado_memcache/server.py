@@ -8,7 +8,6 @@ listens. It must not know how a request is written (`.text_server`), who is
 connected (`.door`), or what a verb does to an item (`.store`).
 """
 
-import contextvars
 import os
 import socket
 import time
@@ -227,9 +226,7 @@ class EmbeddedServer:
         door = FrontDoor(
             self._handler, too_large=self.store.too_large, max_clients=self.max_clients
         )
-        # The clients' tasks outlive the one that starts the server: they
-        # begin in an empty context and not in its own.
-        contextvars.Context().run(door.add_socket, listening)
+        door.add_socket(listening)
         self._door, self._started = door, self._clock()
 
     def stop(self) -> None:

@@ -201,6 +201,11 @@ class RequestReader:
         #: True once the connection has to end; nothing more is read.
         self.closed = False
 
+    @property
+    def half_way(self) -> bool:
+        """True while a part of a request has come."""
+        return self._storage is not None or bool(self._line)
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else "block" if self._storage else "line"
         return f"<{type(self).__name__} {state}>"
