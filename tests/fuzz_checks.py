@@ -16,8 +16,8 @@ from pathlib import Path
 from tornado_memcache.errors import MemcacheError
 from tornado_memcache.guest import failure
 from tornado_memcache.protocol import Reply, Request
-from tornado_memcache.server import StoreHandler
 from tornado_memcache.store import Store
+from tornado_memcache.store_handler import StoreHandler
 from tornado_memcache.text import check_request, encode_request
 from tornado_memcache.text_server import RequestReader, Settled, encode_reply
 

@@ -18,8 +18,8 @@ from typing import Any
 from tornado_memcache.errors import MemcacheError
 from tornado_memcache.guest import failure
 from tornado_memcache.protocol import Request
-from tornado_memcache.server import StoreHandler
 from tornado_memcache.store import Store
+from tornado_memcache.store_handler import StoreHandler
 from tornado_memcache.text_server import RequestReader, Settled, encode_reply
 
 #: Where it can stop: before the TLS handshake; it does not read; it has sent nothing of the

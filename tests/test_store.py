@@ -1,7 +1,7 @@
 """tornado_memcache.store: what each verb does to an item, with a clock turned by hand.
 
-What a real memcached answers to the same is compared in `test_server.py`;
-here stand the cases that take time, and the limits.
+What a real memcached answers to the same is compared in `test_oracle.py`;
+here stand the cases that take time. Limits are in `test_items.py`.
 """
 
 import ast
@@ -11,7 +11,7 @@ import pytest
 
 from tornado_memcache import store as module
 from tornado_memcache.errors import ClientError
-from tornado_memcache.store import Store, item_size, read_signed, read_unsigned
+from tornado_memcache.store import Store
 
 from .hand import Hand
 
@@ -165,107 +165,47 @@ def test_a_clock_that_starts_at_zero(clock):
     assert value_of(store, b"l") == b"v"
 
 
-def test_flush_all_takes_what_is_there_and_leaves_what_comes(store):
-    store.set(b"k", b"v")
-    store.flush_all()
-    assert value_of(store) is None
-    store.set(b"k", b"w")
-    assert value_of(store) == b"w"
-
-
-def test_flush_all_with_a_delay(store, clock):
-    store.set(b"k", b"v")
-    store.flush_all(10)
-    store.set(b"l", b"v")
-    clock.turn(8)
-    assert value_of(store) == b"v"
-    clock.turn(1)  # (memcached's tenth second begins)
-    assert value_of(store) is None
-    assert store.add(b"l", b"v") == b"STORED"
-    assert value_of(store, b"l") is None  # (stored in the second of the flush)
-    clock.turn(1)
-    store.set(b"l", b"v")
-    assert value_of(store, b"l") == b"v"
-
-
-def test_flush_all_again_takes_the_place_of_the_one_to_come(store, clock):
-    store.flush_all(10)
-    store.flush_all(100)
-    store.set(b"k", b"v")
-    clock.turn(50)
-    assert value_of(store) == b"v"
-    store.flush_all()
-    store.set(b"k", b"v")
-    clock.turn(100)
-    assert value_of(store) == b"v"
-
-
-def test_flush_all_at_a_moment(store, clock):
-    store.set(b"k", b"v")
-    store.flush_all(30 * DAY + 1)  # (before the server began: memcached does nothing)
-    assert value_of(store) == b"v"
-    store.flush_all(int(clock.now) + 10)
-    clock.turn(8)
-    assert value_of(store) == b"v"
-    clock.turn(1)
-    assert value_of(store) is None
-
-
-def test_the_longest_unused_item_is_evicted(clock):
-    store = Store(clock, max_items=2)
-    store.set(b"a", b"1")
-    store.set(b"b", b"2")
-    store.get(b"a")
-    store.set(b"c", b"3")
-    assert [value_of(store, key) for key in (b"a", b"b", b"c")] == [b"1", None, b"3"]
-    assert store.counts["evictions"] == 1
-
-
-def test_bytes_are_bounded(clock):
-    store = Store(clock, max_bytes=10_000)
-    for number in range(1000):
-        store.set(b"key-%d" % number, b"x" * 900)
-        assert store.bytes <= 10_000
-    assert 5 < len(store) < 12
-    assert store.bytes == sum(item_size(b"key-999", 0, 900) for _ in range(len(store)))
-
-
-def test_the_size_of_an_item_is_limited(clock):
+def test_an_item_does_not_grow_beyond_its_limit(clock):
     store = Store(clock, max_item_size=1000)
-    assert not store.too_large(b"k", 0, 940)
-    assert store.too_large(b"k", 0, 941)
-    assert store.too_large(b"k", 1, 940)
     store.set(b"k", b"x" * 900)
     assert store.append(b"k", b"x" * 41) == b"NOT_STORED"
     assert store.prepend(b"k", b"x" * 40) == b"STORED"
 
 
-@pytest.mark.parametrize(
-    "text, unsigned, signed",
-    [
-        (b"0", 0, 0),
-        (b"+5", 5, 5),
-        (b"-5", None, -5),
-        (b"-0", 0, 0),
-        (b"5\t6", 5, 5),
-        (b"", None, None),
-        (b"x", None, None),
-        (b"5x", None, None),
-        (b"0x5", None, None),
-        (b"1.5", None, None),
-        (b"4294967297", 4294967297, 1),
-        (b"2147483648", 2147483648, -(2**31)),
-        (b"9223372036854775808", 2**63, None),
-        (b"18446744073709551615", 2**64 - 1, None),
-        (b"18446744073709551616", None, None),
-        (b"-18446744073709551615", 1, None),
-        ("٣".encode(), None, None),
-        (b"1" * 100_000, None, None),
-    ],
-)
-def test_numbers_as_c_reads_them(text, unsigned, signed):
-    assert read_unsigned(text) == unsigned
-    assert read_signed(text) == signed
+def test_a_number_that_keeps_its_length_keeps_its_marks_and_one_that_grows_does_not(store):
+    store.set(b"n", b"98")
+    store.get(b"n")
+    first = store.find(b"n")
+    first.stale = first.won = True
+    assert store.incr(b"n", 1) == 99
+    entry = store.find(b"n")
+    assert entry is first and (entry.stale, entry.won, entry.fetched) == (True, True, True)
+    assert store.incr(b"n", 1) == 100
+    entry = store.find(b"n")
+    assert entry is not first and not (entry.stale or entry.won or entry.fetched)
+    assert entry.item == (b"100", 0, 3) == first.item
+
+
+def test_counting_compares_the_cas_unique(store):
+    store.set(b"n", b"1")
+    assert store.count("incr", b"n", 1, 7).status == b"EXISTS"
+    assert store.count("incr", b"n", 1, 1)[:2] == (b"NUMBER", 2)
+    assert store.count("decr", b"n", 5, 2)[:2] == (b"NUMBER", 0)
+    assert store.count("decr", b"absent", 5, 2).status == b"NOT_FOUND"
+
+
+def test_an_older_cas_unique_may_store_what_is_stale(store, clock):
+    store.set(b"k", b"1", 0, 100)
+    store.set(b"k", b"2", 0, 100)
+    store.find(b"k").won = True
+    assert store.keep(b"cas", b"k", b"3", 0, 500, 1) == (b"EXISTS", None)
+    status, entry = store.keep(b"cas", b"k", b"3", 0, 500, 1, may_be_stale=True)
+    assert status == b"STORED" and (entry.stale, entry.won) == (True, True)
+    assert entry.expires == int(clock.now) + 100
+    newer = store.keep(b"cas", b"k", b"4", 0, 500, 9, may_be_stale=True)
+    assert newer == (b"EXISTS", None)
+    _, entry = store.keep(b"cas", b"k", b"4", 0, 500, entry.item.cas_unique, may_be_stale=True)
+    assert not (entry.stale or entry.won) and entry.expires == int(clock.now) + 500
 
 
 def test_counts(store, clock):
@@ -285,4 +225,4 @@ def test_the_module_is_pure():
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
              for alias in node.names}  # fmt: skip
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names <= {"re", "collections", "collections.abc", "arguments", "errors", "protocol"}
+    assert names <= {"typing", "errors", "items", "protocol", "words"}

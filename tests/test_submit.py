@@ -15,8 +15,8 @@ from tornado_memcache import (
     TooManyCalls,
 )
 from tornado_memcache.door import FrontDoor
-from tornado_memcache.server import StoreHandler
 from tornado_memcache.store import Store
+from tornado_memcache.store_handler import StoreHandler
 from tornado_memcache.text import KEYS_A_LINE, LINE_BYTES
 
 from .scripted import Expect, Scripted, Send

@@ -1,7 +1,7 @@
 """tornado_memcache.text_server: requests read and replies written, without a socket.
 
 Each stream is read whole, byte by byte and cut at every offset. That the
-answers are memcached's own is shown in `test_server.py`.
+answers are memcached's own is shown in `test_oracle.py`.
 """
 
 import ast
@@ -249,4 +249,4 @@ def test_the_module_is_pure():
         for node in ast.walk(tree)
         if isinstance(node, (ast.Import, ast.ImportFrom))
     }
-    assert names <= {"collections.abc", "typing", "arguments", "protocol", "store"}
+    assert names <= {"collections.abc", "typing", "meta_server", "protocol", "words"}

@@ -91,6 +91,7 @@ class Reply(NamedTuple):
     ``status`` is the word of the reply line (``b"STORED"``, ``b"END"``;
     ``b"NUMBER"`` for the bare number of incr and decr). ``items`` maps
     the keys of the hits of a retrieval, ``stats`` the names of ``stats``.
+    ``text`` has the flags that a meta command returns, ``value`` its block.
     """
 
     status: bytes
@@ -98,6 +99,7 @@ class Reply(NamedTuple):
     number: int = 0
     text: bytes = b""
     stats: dict[str, str] = {}
+    value: bytes = b""
 
     def __repr__(self) -> str:
         return f"<Reply {shown(self.status)}, {len(self.items or self.stats)} items>"

@@ -12,21 +12,26 @@ segments, a line of over `MAX_LINE` bytes always closes the connection.
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from .arguments import MAX_KEY_LENGTH
+from .meta_server import VERBS as META_VERBS
+from .meta_server import Announced, encode_meta, read_meta, read_set
 from .protocol import MAX_LINE, STREAMED_BLOCK, Reply, Request
-from .store import read_signed, read_unsigned
+from .words import (
+    BAD_LINE,
+    UINT32,
+    BadLine,
+    exptime_of,
+    key_of,
+    length_of,
+    read_signed,
+    read_unsigned,
+)
 
 #: ``get`` and ``gets`` may ask for many keys in one line, of up to this many bytes.
 MAX_GET_LINE = 1024 * 1024
 #: memcached looks for ``get`` behind at most this many spaces.
 _MAX_INDENT = 100
-#: A data block may not be announced any longer: memcached adds 2 to an int.
-_MAX_LENGTH = (1 << 31) - 1 - 2
-_UINT32 = (1 << 32) - 1
 
-_BAD_LINE = b"CLIENT_ERROR bad command line format"
-_BAD_DELETE = _BAD_LINE + b".  Usage: delete <key> [noreply]"
-_BAD_EXPTIME = b"CLIENT_ERROR invalid exptime argument"
+_BAD_DELETE = BAD_LINE + b".  Usage: delete <key> [noreply]"
 _BAD_DELTA = b"CLIENT_ERROR invalid numeric delta argument"
 _BAD_BLOCK = b"CLIENT_ERROR bad data chunk"
 _TOO_LARGE = b"SERVER_ERROR object too large for cache"
@@ -50,31 +55,15 @@ def _foreign(verb: bytes) -> bool:
     return verb[:1] not in b"gsacidt" and not (len(verb) == 2 and verb.startswith(b"m"))
 
 
-class _BadLine(Exception):
-    """A line that is no request; its argument is what memcached answers."""
-
-
-def _key(key: bytes) -> bytes:
-    if len(key) > MAX_KEY_LENGTH:
-        raise _BadLine(_BAD_LINE)
-    return key
-
-
-def _exptime(word: bytes) -> int:
-    if (exptime := read_signed(word)) is None:
-        raise _BadLine(_BAD_EXPTIME)
-    return exptime
-
-
 def _read_get(words: list[bytes], noreply: bool) -> Request:
     # get <key>*\r\n
-    return Request(words[0], tuple(map(_key, words[1:])))
+    return Request(words[0], tuple(map(key_of, words[1:])))
 
 
 def _read_gat(words: list[bytes], noreply: bool) -> Request:
     # gat <exptime> <key>*\r\n
-    exptime = _exptime(words[1])
-    return Request(words[0], tuple(map(_key, words[2:])), exptime=exptime)
+    exptime = exptime_of(words[1])
+    return Request(words[0], tuple(map(key_of, words[2:])), exptime=exptime)
 
 
 def _read_delete(words: list[bytes], noreply: bool) -> Request:
@@ -82,35 +71,42 @@ def _read_delete(words: list[bytes], noreply: bool) -> Request:
     if len(words) > 2:
         held = words[2] == b"0"
         if not (held or noreply if len(words) == 3 else held and noreply):
-            raise _BadLine(_BAD_DELETE)
-    return Request(words[0], (_key(words[1]),), noreply=noreply)
+            raise BadLine(_BAD_DELETE)
+    return Request(words[0], (key_of(words[1]),), noreply=noreply)
 
 
 def _read_count(words: list[bytes], noreply: bool) -> Request:
     # incr <key> <value> [noreply]\r\n
-    key = _key(words[1])
+    key = key_of(words[1])
     if (delta := read_unsigned(words[2])) is None:
-        raise _BadLine(_BAD_DELTA)
+        raise BadLine(_BAD_DELTA)
     return Request(words[0], (key,), delta=delta, noreply=noreply)
 
 
 def _read_touch(words: list[bytes], noreply: bool) -> Request:
     # touch <key> <exptime> [noreply]\r\n
-    key = _key(words[1])
-    return Request(words[0], (key,), exptime=_exptime(words[2]), noreply=noreply)
+    key = key_of(words[1])
+    return Request(words[0], (key,), exptime=exptime_of(words[2]), noreply=noreply)
 
 
 def _read_flush_all(words: list[bytes], noreply: bool) -> Request:
     # flush_all [<exptime>] [noreply]\r\n
     given = len(words) != (2 if noreply else 1)
-    return Request(words[0], exptime=_exptime(words[1]) if given else 0, noreply=noreply)
+    return Request(words[0], exptime=exptime_of(words[1]) if given else 0, noreply=noreply)
 
 
 def _read_verbosity(words: list[bytes], noreply: bool) -> Request:
     # verbosity <level> [noreply]\r\n
     if (level := read_unsigned(words[1])) is None:
-        raise _BadLine(_BAD_LINE)
-    return Request(words[0], argument=b"%d" % (level & _UINT32), noreply=noreply)
+        raise BadLine(BAD_LINE)
+    return Request(words[0], argument=b"%d" % (level & UINT32), noreply=noreply)
+
+
+def _read_memlimit(words: list[bytes], noreply: bool) -> Request:
+    # cache_memlimit <megabytes> [noreply]\r\n
+    if (megabytes := read_unsigned(words[1])) is None:
+        raise BadLine(b"ERROR")
+    return Request(words[0], argument=b"%d" % (megabytes & UINT32), noreply=noreply)
 
 
 def _read_plain(words: list[bytes], noreply: bool) -> Request:
@@ -118,39 +114,49 @@ def _read_plain(words: list[bytes], noreply: bool) -> Request:
     return Request(words[0], argument=b" ".join(words[1:]))
 
 
-def _read_storage(words: list[bytes], noreply: bool) -> tuple[Request, int]:
-    """Reads the line of a storage request; returns it and the length of its block."""
+def _read_bget(words: list[bytes], noreply: bool) -> Request:
+    # bget <key>*\r\n, which nobody has documented; it is a get.
+    return Request(b"get", tuple(map(key_of, words[1:])))
+
+
+def _read_meta(words: list[bytes], noreply: bool) -> Request:
+    return read_meta(words)
+
+
+def _read_meta_set(words: list[bytes], noreply: bool) -> Announced:
+    return read_set(words)
+
+
+def _read_storage(words: list[bytes], noreply: bool) -> Announced:
     # <command name> <key> <flags> <exptime> <bytes> [noreply]\r\n
     # cas <key> <flags> <exptime> <bytes> <cas unique> [noreply]\r\n
-    verb, key = words[0], _key(words[1])
-    flags, exptime, length = read_unsigned(words[2]), read_signed(words[3]), read_signed(words[4])
+    verb, key = words[0], key_of(words[1])
+    flags, exptime, length = read_unsigned(words[2]), read_signed(words[3]), words[4]
     cas_unique = read_unsigned(words[5]) if verb == b"cas" else 0
-    if flags is None or exptime is None or length is None or cas_unique is None:
-        raise _BadLine(_BAD_LINE)
-    if not 0 <= length <= _MAX_LENGTH:
-        raise _BadLine(_BAD_LINE)
-    keys, flags = (key,), flags & _UINT32
+    if flags is None or exptime is None or cas_unique is None:
+        raise BadLine(BAD_LINE)
+    flags &= UINT32
     request = Request(
-        verb, keys, flags=flags, exptime=exptime, cas_unique=cas_unique, noreply=noreply
+        verb, (key,), flags=flags, exptime=exptime, cas_unique=cas_unique, noreply=noreply
     )
-    return request, length
+    return Announced(request, length_of(length), flags)
 
 
 class _Line(NamedTuple):
-    """How the line of a verb is read (None: it announces a block).
+    """How the line of a verb is read.
 
     ``fewest`` and ``most`` words make a request; the last of at least
     ``noreply`` words may be ``noreply``, also of a line that is refused.
     """
 
-    read: Callable[[list[bytes], bool], Request] | None
+    read: Callable[[list[bytes], bool], Request | Announced]
     fewest: int
     most: int
     noreply: int
 
 
 _ANY = 1 << 31
-_STORAGE = _Line(None, 5, 6, 5)
+_STORAGE = _Line(_read_storage, 5, 6, 5)
 _COUNT = _Line(_read_count, 3, 4, 3)
 _GET = _Line(_read_get, 2, _ANY, _ANY)
 _GAT = _Line(_read_gat, 2, _ANY, _ANY)
@@ -166,16 +172,20 @@ _LINES: dict[bytes, _Line] = {
     b"replace": _STORAGE,
     b"append": _STORAGE,
     b"prepend": _STORAGE,
-    b"cas": _Line(None, 6, 7, 6),
+    b"cas": _Line(_read_storage, 6, 7, 6),
     b"delete": _Line(_read_delete, 2, 4, 3),
     b"incr": _COUNT,
     b"decr": _COUNT,
     b"touch": _Line(_read_touch, 3, 4, 3),
     b"flush_all": _Line(_read_flush_all, 1, 3, 2),
     b"verbosity": _Line(_read_verbosity, 2, 3, 2),
+    b"cache_memlimit": _Line(_read_memlimit, 2, 3, 2),
+    b"bget": _Line(_read_bget, 2, _ANY, _ANY),
     b"version": _PLAIN,
     b"stats": _PLAIN,
     b"config": _PLAIN,
+    b"ms": _Line(_read_meta_set, 1, _ANY, _ANY),
+    **{verb: _Line(_read_meta, 1, _ANY, _ANY) for verb in META_VERBS if verb != b"ms"},
 }
 
 
@@ -197,6 +207,8 @@ class RequestReader:
         #: and of a block that is swallowed.
         self._owed = 0
         self._swallowing = False
+        #: Why it is swallowed, if not for its length.
+        self._refusal = b""
         self._fresh = True
         #: True once the connection has to end; nothing more is read.
         self.closed = False
@@ -213,7 +225,7 @@ class RequestReader:
     def receive_data(self, data: bytes) -> list[Request | Settled]:
         """Reads ``data``; returns the requests it completes and what else to answer, in order.
 
-        An object that is too large for a ``set`` also takes away what was
+        An object that is too large for a ``set`` or ``ms`` also takes away what was
         there, as in memcached: a ``delete`` without a reply stands before
         its `Settled`.
         """
@@ -278,11 +290,12 @@ class RequestReader:
             return
         noreply = len(words) >= shape.noreply and words[-1] == b"noreply"
         try:
-            if shape.read is None:
-                self._expect_block(*_read_storage(words, noreply))
+            read = shape.read(words, noreply)
+            if isinstance(read, Request):
+                asked.append(read)
             else:
-                asked.append(shape.read(words, noreply))
-        except _BadLine as error:
+                self._expect_block(read)
+        except BadLine as error:
             if not noreply:
                 asked.append(Settled(error.args[0]))
 
@@ -298,10 +311,11 @@ class RequestReader:
         else:
             asked.append(Settled(b"ERROR"))
 
-    def _expect_block(self, request: Request, length: int) -> None:
+    def _expect_block(self, announced: Announced) -> None:
+        request, length, flags, self._refusal = announced
         self._storage = request
         self._owed = length + 2
-        self._swallowing = self._too_large(request.keys[0], request.flags, length)
+        self._swallowing = bool(self._refusal) or self._too_large(request.keys[0], flags, length)
 
     def _receive_block(self, data: bytes, position: int, asked: list[Request | Settled]) -> int:
         stop = min(position + self._owed, len(data))
@@ -328,10 +342,10 @@ class RequestReader:
         if not self._owed:
             request, self._storage, self._swallowing = self._storage, None, False
             assert request is not None
-            if request.verb == b"set":
+            if not self._refusal and request.verb in (b"set", b"ms"):
                 asked.append(Request(b"delete", request.keys, noreply=True))
             if not request.noreply:
-                asked.append(Settled(_TOO_LARGE))
+                asked.append(Settled(self._refusal or _TOO_LARGE))
         return stop
 
 
@@ -360,6 +374,8 @@ def encode_reply(request: Request, reply: Reply) -> Iterable[bytes]:
     status = reply.status
     if request.noreply:
         return ()
+    if request.verb in META_VERBS and not status.endswith(b"ERROR"):
+        return encode_meta(request, reply)
     if status == b"NUMBER":
         return (b"%d\r\n" % reply.number,)
     if reply.stats:  # STAT <name> <value>\r\n ... END\r\n
@@ -370,6 +386,8 @@ def encode_reply(request: Request, reply: Reply) -> Iterable[bytes]:
         return (b"CONFIG %b 0 %d\r\n%b\r\nEND\r\n" % (name, len(reply.text), reply.text),)
     if status == b"END" and request.keys:
         return _encode_items(request, reply)
+    if status == b"PREFIX":  # PREFIX <prefix> get <n> hit <n> set <n> del <n>\r\n ... END\r\n
+        return (*(b"PREFIX %b\r\n" % line for line in reply.text.splitlines()), b"END\r\n")
     if reply.text:
         # Whatever an error tells, it stays one line.
         return (b"%b %b\r\n" % (status, b" ".join(reply.text.splitlines())),)
