@@ -1,5 +1,7 @@
 """tornado_memcache.server_command: ``python -m tornado_memcache server`` as a process."""
 
+import argparse
+import asyncio
 import re
 import signal
 import socket
@@ -7,6 +9,12 @@ import subprocess
 import sys
 
 import pytest
+
+from tornado_memcache import Client
+from tornado_memcache.cli import main
+from tornado_memcache.server_command import size
+
+from .certificates import issued, trusting
 
 
 @pytest.fixture
@@ -65,4 +73,111 @@ def test_a_public_address_needs_leave(serve):
 def test_an_address_that_is_taken_is_status_1(serve):
     _, address = serve("--port", "0")
     status, said = refused("--port", address.rpartition(":")[2])
-    assert status == 1 and "in use" in said
+    assert status == 1 and "cannot listen on 127.0.0.1 port" in said and "in use" in said
+
+
+def test_a_unix_socket(serve, tmp_path):
+    path = tmp_path / "socket"
+    process, address = serve("--unix", str(path), "--unix-mode", "660")
+    assert address == f"unix:{path}"
+    assert path.stat().st_mode & 0o777 == 0o660
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+        peer.sendall(b"mn\r\n")
+        assert peer.recv(100) == b"MN\r\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0 and not path.exists()
+
+
+def test_limits_are_those_of_the_flags(serve):
+    _, address = serve(
+        "--port", "0", "--memory", "2m", "--max-item-size", "4k", "--max-items", "2",
+        "--max-clients", "7",
+    )  # fmt: skip
+    told = asked(address, b"stats settings\r\n")
+    assert b"STAT maxbytes 2097152\r\n" in told and b"STAT item_size_max 4096\r\n" in told
+    assert b"STAT maxconns 7\r\n" in told
+    sets = b"".join(b"set %b 0 0 1\r\nx\r\n" % key for key in (b"a", b"b", b"c"))
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as peer:
+        peer.sendall(sets + b"get a b c\r\nquit\r\n")
+        answer = b"".join(iter(lambda: peer.recv(1000), b""))
+    assert answer == b"STORED\r\n" * 3 + b"VALUE b 0 1\r\nx\r\nVALUE c 0 1\r\nx\r\nEND\r\n"
+
+
+def test_only_who_says_a_line_of_the_file_comes_in(serve, tmp_path):
+    file = tmp_path / "users"
+    file.write_text("alice:secret\n")
+    _, address = serve("--port", "0", "--auth-file", str(file))
+    assert asked(address, b"version\r\n") == b"CLIENT_ERROR unauthenticated\r\n"
+
+    async def use(password):
+        async with Client([address], username="alice", password=password) as client:
+            return await client.set("k", 1), await client.get("k")
+
+    assert asyncio.run(use("secret")) == (True, 1)
+
+
+def test_tls(serve, tmp_path):
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    certificate = issued("127.0.0.1")
+    chain.write_bytes(b"".join(one.bytes() for one in certificate.cert_chain_pems))
+    certificate.private_key_pem.write_to_path(key)
+    _, address = serve("--port", "0", "--tls-certificate", str(chain), "--tls-key", str(key))
+
+    async def use():
+        async with Client([address], ssl=trusting()) as client:
+            return await client.set("k", "v" * 100_000), len(await client.get("k"))
+
+    assert asyncio.run(use()) == (True, 100_000)
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--port", "65536"], "port must be from 0 to 65535"),
+        (["--port", "x"], "--port: invalid int value"),
+        (["--memory", "x"], "'x' is no size"),
+        (["--max-item-size", "0"], "'0' is no size"),
+        (["--max-items", "0"], "max_items must be from 1"),
+        (["--max-clients", "0"], "max_clients must be from 1"),
+        (["--unix", ""], "--unix must be a path"),
+        (["--unix", "x" * 108], "--unix must be a path"),
+        (["--unix-mode", "999"], "'999' is no access mode"),
+        (["--host", "nowhere"], "--host 'nowhere' is no IP address"),
+        (["--auth-file", "no/such/file"], "--auth-file no/such/file: No such file"),
+        (["--tls-certificate", "no/such/file"], "--tls-certificate no/such/file: No such file"),
+        (["--tls-key", "x"], "--tls-key is given without --tls-certificate"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_2(flags, told, capsys):
+    try:
+        status = main(["server", *flags])
+    except SystemExit as ended:
+        status = ended.code
+    said = capsys.readouterr()
+    assert status == 2 and said.out == ""
+    assert told in said.err and said.err.count("\n") == 1
+
+
+def test_a_bad_file_is_told_by_its_line(tmp_path, capsys):
+    file = tmp_path / "users"
+    file.write_text("alice:secret\nbob\n")
+    assert main(["server", "--auth-file", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "line 2 must be username:password" in said and "secret" not in said
+    assert main(["server", "--tls-certificate", str(file)]) == 2
+    assert "no certificate chain with its key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, bytes_", [("1", 1), ("4k", 4096), ("64M", 64 << 20), ("1g", 1 << 30)]
+)
+def test_sizes(text, bytes_):
+    assert size(text) == bytes_
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "0", "1.5m", "1t", "9" * 20, "\u0661"])
+def test_what_is_no_size(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        size(text)
