@@ -54,6 +54,9 @@ setup(
             "python-memcached==1.62",
             "pylibmc==1.6.3",
             "pymemcache==4.0.0",
+            # ... and these, which the embedded server must agree with too.
+            "aiomcache==0.8.2",
+            "emcache==1.3.3",
         ],
         # python -m tests.fuzz_parser. It is not built for every Python and system.
         "fuzz": ["atheris>=2.3,<4"],
