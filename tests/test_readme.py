@@ -79,8 +79,39 @@ def test_a_pasted_handler_serves_and_survives_its_cache(
     assert "front page: " in errors and "timed out" in errors  # (the log is told, not the visitor)
 
 
-def test_there_are_two_blocks_and_both_commands_come_first():
-    assert len(BLOCKS) == 2
+def test_the_pasted_server_serves():
+    (command,) = re.findall(r"^    (python -m tornado_memcache server .*)$", TEXT, re.MULTILINE)
+    port = str(free_port())
+    line = command.replace("11299", port).replace("python", sys.executable, 1).split()
+    process = subprocess.Popen(
+        line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr.readline().endswith(f"listening on 127.0.0.1:{port}\n")
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=10) as peer:
+            peer.sendall(b"version\r\n")
+            assert peer.recv(100).startswith(b"VERSION ")
+    finally:
+        process.terminate()
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 0 and "Traceback" not in errors
+
+
+def test_the_pasted_test_of_ones_own_runs(tmp_path):
+    (tmp_path / "app.py").write_text("\n".join(line[4:] for line in BLOCKS[2].splitlines()))
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "app.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.stdout, ran.stderr) == ("computed\nNone\n", "")
+
+
+def test_there_are_three_blocks_and_both_commands_come_first():
+    assert len(BLOCKS) == 3
     assert TEXT.index("./run demo ") < TEXT.index("./run test ") < TEXT.index(".. code-block::")
 
 
