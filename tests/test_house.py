@@ -65,7 +65,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("submit",),
     ("client",),
     ("discovery",),
-    ("memcache", "tornadoasyncmemcache", "web"),
+    ("memcache", "tornadoasyncmemcache", "web", "proxy"),
     ("__init__", "cli"),
     ("__main__",),
 )

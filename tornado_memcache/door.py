@@ -23,8 +23,8 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
-from .guest import READ_BYTES, Guest, Handler, Limits
-from .protocol import TOO_MANY_CONNECTIONS
+from .guest import READ_BYTES, Guest, Handler, Limits, failure
+from .protocol import TOO_MANY_CONNECTIONS, Reply, Request
 from .text_server import RequestReader
 
 logger = logging.getLogger("tornado_memcache.door")
@@ -49,7 +49,9 @@ class FrontDoor:
     the block is received; ``max_clients``, above which a client is turned
     away as memcached does it; the `.Limits` of each client; ``ssl``, the
     context of a server that is spoken to over TLS alone; ``reader``, which
-    makes what reads a client's bytes (a `.RequestReader` unless given).
+    makes what reads a client's bytes (a `.RequestReader` unless given);
+    ``failed(request, error)``, which makes the reply of what the handler,
+    or what it gave, fails with.
 
     Out of descriptors it lets nobody in until somebody leaves, or for a
     second, and says so once a second at most.
@@ -64,8 +66,10 @@ class FrontDoor:
         limits: Limits | None = None,
         ssl: tls.SSLContext | None = None,
         reader: Callable[[], Any] | None = None,
+        failed: Callable[[Request, Exception], Reply] | None = None,
     ) -> None:
         self.handler = handler
+        self.failure = failed or _told
         self.max_clients = max_clients
         self.limits = limits or Limits()
         self.too_large = too_large
@@ -256,6 +260,10 @@ class FrontDoor:
         while self._guests:
             self._empty.clear()
             await self._empty.wait()
+
+
+def _told(request: Request, error: Exception) -> Reply:
+    return failure(error)
 
 
 def listen_on(family: socket.AddressFamily, address: str | tuple[str, int]) -> socket.socket:

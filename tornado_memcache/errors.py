@@ -119,6 +119,9 @@ class NotSerializable(SerializationError, InvalidRequest):
 class ReplyError(MemcacheError):
     """The server answered the request with an error line."""
 
+    #: The line, for who passes it on; it may show a part of the caller's value.
+    line = b""
+
 
 class ServerError(ReplyError):
     """The server answered ``SERVER_ERROR`` (protocol.txt, "Error strings")."""

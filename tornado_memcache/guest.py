@@ -18,14 +18,16 @@ from contextvars import Context
 from typing import Any, NamedTuple, cast
 from typing import Protocol as Structure
 
-from .errors import ClientError, InvalidRequest, MemcacheError
-from .protocol import Reply, Request
+from .errors import ClientError, InvalidRequest, MemcacheError, ReplyError
+from .protocol import Item, Reply, Request
 from .text_server import Settled, encode_reply
 
 logger = logging.getLogger("tornado_memcache.guest")
 
-#: A handler of requests: the seam between the front door and what is behind it.
-Handler = Callable[[Request], Reply | Awaitable[Reply]]
+#: A handler of requests: the seam between the front door and what is behind it. What a
+#: retrieval is awaited from may also give what a client finds: an `.Item`, None for a miss,
+#: or a dict of them.
+Handler = Callable[[Request], Reply | Awaitable[Any]]
 
 #: At most this many bytes are read from a client before they are answered.
 READ_BYTES = 64 * 1024
@@ -62,9 +64,12 @@ class Limits(NamedTuple):
 def failure(error: Exception) -> Reply:
     """Returns the reply that tells a client of ``error`` (protocol.txt, "Error strings").
 
-    What is no `.MemcacheError` is a fault of the handler: it is logged,
-    and the client is told no more than that.
+    What a server said is passed on as it is. What is no `.MemcacheError`
+    is a fault of the handler: it is logged, and the client is told no more
+    than that.
     """
+    if isinstance(error, ReplyError) and error.line:
+        return Reply(error.line)
     if isinstance(error, MemcacheError):
         theirs = isinstance(error, (ClientError, InvalidRequest))
         status = b"CLIENT_ERROR" if theirs else b"SERVER_ERROR"
@@ -77,6 +82,8 @@ class Host(Structure):
     """What a guest needs of its door."""
 
     handler: Handler
+    #: What a client is told when the handler, or what it gave, has failed.
+    failure: Callable[[Request, Exception], Reply]
     limits: Limits
     loop: asyncio.AbstractEventLoop
     #: Where the bytes of whichever client is read at the moment are received.
@@ -214,7 +221,7 @@ class Guest(asyncio.BufferedProtocol):
         try:
             answer = self._host.handler(one)
         except Exception as error:
-            answer = failure(error)
+            answer = self._host.failure(one, error)
         weight = 0
         if answer.__class__ is not Reply:
             answer = asyncio.ensure_future(answer)
@@ -224,7 +231,7 @@ class Guest(asyncio.BufferedProtocol):
             self._weight += weight
         self._owed.append(_Owed(one, answer, weight, more))
 
-    def _answered(self, answer: "asyncio.Future[Reply]") -> None:
+    def _answered(self, answer: "asyncio.Future[Any]") -> None:
         if not self._owed:
             return
         first = self._owed[0].answer
@@ -234,12 +241,16 @@ class Guest(asyncio.BufferedProtocol):
         elif not self._scheduled:
             self._later()
 
-    def _hold(self, answer: "asyncio.Future[Reply]") -> None:
+    def _hold(self, answer: "asyncio.Future[Any]") -> None:
         """Counts an answer that has to wait; who brings far more than was thought is sent away."""
         if answer.cancelled() or answer.exception() is not None:
             return
-        reply = answer.result()
-        self._held += sum(len(item.value) for item in reply.items.values())
+        found = answer.result()
+        items = found.items if found.__class__ is Reply else found
+        if items.__class__ is Item:
+            self._held += len(items.value)
+        elif items:
+            self._held += sum(len(item.value) for item in items.values())
         if self._held > EXCESS * self._host.limits.under_way and not self._lost:
             logger.warning("client %s is sent away: %d bytes wait for it", self.peer, self._held)
             self.abort()
@@ -293,7 +304,7 @@ class Guest(asyncio.BufferedProtocol):
         if answer.__class__ is not Reply:
             if not answer.done():
                 return None
-            answer = _outcome(answer)
+            answer = self._outcome(first.request, answer)
         if self._skipping:
             return iter(())
         if first.more:
@@ -301,6 +312,20 @@ class Guest(asyncio.BufferedProtocol):
             if not self._skipping:
                 return _without_end(encode_reply(first.request, answer))
         return iter(encode_reply(first.request, answer))
+
+    def _outcome(self, request: Request, answer: "asyncio.Future[Any]") -> Reply:
+        if answer.cancelled():
+            return Reply(b"SERVER_ERROR", text=b"cancelled")
+        error = answer.exception()
+        if error is not None:
+            return self._host.failure(request, cast(Exception, error))
+        found = answer.result()
+        if found.__class__ is Reply:
+            reply: Reply = found
+            return reply
+        if found.__class__ is Item:
+            return Reply(b"END", {request.keys[0]: found})
+        return Reply(b"END", found) if found else _MISS
 
     def _answered_with(self, size: int) -> None:
         """Forgets the first request, which is answered with ``size`` bytes."""
@@ -369,20 +394,12 @@ class Guest(asyncio.BufferedProtocol):
 
 
 _SETTLED = Request(b"")
+_MISS = Reply(b"END")
 _nothing = Context()
 
 
 def _passed(length: float | None, since: float, now: float) -> bool:
     return length is not None and now - since > length
-
-
-def _outcome(answer: "asyncio.Future[Reply]") -> Reply:
-    if answer.cancelled():
-        return Reply(b"SERVER_ERROR", text=b"cancelled")
-    error = answer.exception()
-    if isinstance(error, Exception):
-        return failure(error)
-    return answer.result()
 
 
 def _without_end(pieces: Iterable[bytes]) -> Iterator[bytes]:

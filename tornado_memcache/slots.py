@@ -80,9 +80,12 @@ def refusal(slot: Slot, line: bytes, protocol: OwedReplies) -> ReplyError:
         raise ProtocolError(
             f"{slot.asked()}: an error after a noreply request cannot be attributed"
         )
+    told = f"the server said: {error.message}"
     if _repeats(line, slot.request.value):
-        return type(error)(f"{slot.asked()}: the server refused, in words that repeat the value")
-    return type(error)(f"{slot.asked()}: the server said: {error.message}")
+        told = "the server refused, in words that repeat the value"
+    refused = type(error)(f"{slot.asked()}: {told}")
+    refused.line = line
+    return refused
 
 
 class TextSlot(Slot):
