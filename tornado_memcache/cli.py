@@ -33,6 +33,7 @@ class Word(NamedTuple):
 #: The words, in the order in which ``--help`` lists them.
 WORDS: dict[str, Word] = {
     "server": Word("server_command", "serve a memcached out of this process's memory"),
+    "proxy": Word("proxy_command", "serve memcached clients by asking several memcacheds"),
 }
 
 

@@ -96,6 +96,11 @@ class FrontDoor:
         return len(self._guests) + len(self._greeting)
 
     @property
+    def listening(self) -> bool:
+        """True while clients may come."""
+        return bool(self._sockets)
+
+    @property
     def port(self) -> int:
         """The port of the first socket."""
         port: int = self._sockets[0].getsockname()[1]
@@ -266,8 +271,13 @@ def _told(request: Request, error: Exception) -> Reply:
     return failure(error)
 
 
-def listen_on(family: socket.AddressFamily, address: str | tuple[str, int]) -> socket.socket:
-    """Returns a socket that listens. One that cannot is closed, which Tornado's own is not."""
+def listen_on(
+    family: socket.AddressFamily, address: str | tuple[str, int], *, shared: bool = False
+) -> socket.socket:
+    """Returns a socket that listens. One that cannot is closed, which Tornado's own is not.
+
+    With ``shared`` other processes may listen on the same port.
+    """
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setblocking(False)
@@ -278,6 +288,8 @@ def listen_on(family: socket.AddressFamily, address: str | tuple[str, int]) -> s
             os.chmod(address, 0o600)
         else:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listening.bind(address)
         listening.listen(_BACKLOG)
     except BaseException:

@@ -48,6 +48,11 @@ async def until_told() -> AsyncIterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
+def log_to_stderr() -> None:
+    """Has log lines from INFO on go to stderr, unless they go somewhere already."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+
+
 def in_foreground(serve: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """Runs ``serve(told)`` on a loop of its own until it returns; returns the exit status 0.
 
@@ -55,7 +60,7 @@ def in_foreground(serve: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     ends what it began. The log goes to stderr, from INFO on. What
     ``serve`` raises comes out.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    log_to_stderr()
 
     async def served() -> None:
         async with until_told() as told:

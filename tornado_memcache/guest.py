@@ -19,15 +19,14 @@ from typing import Any, NamedTuple, cast
 from typing import Protocol as Structure
 
 from .errors import ClientError, InvalidRequest, MemcacheError, ReplyError
-from .protocol import Item, Reply, Request
+from .protocol import Reply, Request
 from .text_server import Settled, encode_reply
 
 logger = logging.getLogger("tornado_memcache.guest")
 
-#: A handler of requests: the seam between the front door and what is behind it. What a
-#: retrieval is awaited from may also give what a client finds: an `.Item`, None for a miss,
-#: or a dict of them.
-Handler = Callable[[Request], Reply | Awaitable[Any]]
+#: A handler of requests: the seam between the front door and what is behind it. What it
+#: gives to be awaited may also bring bytes: a retrieval's reply as it goes to the client.
+Handler = Callable[[Request], Reply | Awaitable[Reply | bytes]]
 
 #: At most this many bytes are read from a client before they are answered.
 READ_BYTES = 64 * 1024
@@ -246,11 +245,10 @@ class Guest(asyncio.BufferedProtocol):
         if answer.cancelled() or answer.exception() is not None:
             return
         found = answer.result()
-        items = found.items if found.__class__ is Reply else found
-        if items.__class__ is Item:
-            self._held += len(items.value)
-        elif items:
-            self._held += sum(len(item.value) for item in items.values())
+        if found.__class__ is bytes:
+            self._held += len(found)
+        else:
+            self._held += sum(len(item.value) for item in found.items.values())
         if self._held > EXCESS * self._host.limits.under_way and not self._lost:
             logger.warning("client %s is sent away: %d bytes wait for it", self.peer, self._held)
             self.abort()
@@ -305,6 +303,8 @@ class Guest(asyncio.BufferedProtocol):
             if not answer.done():
                 return None
             answer = self._outcome(first.request, answer)
+            if answer.__class__ is bytes and not self._skipping:
+                return iter((answer[: -len(_END)] if first.more else answer,))
         if self._skipping:
             return iter(())
         if first.more:
@@ -313,19 +313,13 @@ class Guest(asyncio.BufferedProtocol):
                 return _without_end(encode_reply(first.request, answer))
         return iter(encode_reply(first.request, answer))
 
-    def _outcome(self, request: Request, answer: "asyncio.Future[Any]") -> Reply:
+    def _outcome(self, request: Request, answer: "asyncio.Future[Any]") -> Any:
         if answer.cancelled():
             return Reply(b"SERVER_ERROR", text=b"cancelled")
         error = answer.exception()
         if error is not None:
             return self._host.failure(request, cast(Exception, error))
-        found = answer.result()
-        if found.__class__ is Reply:
-            reply: Reply = found
-            return reply
-        if found.__class__ is Item:
-            return Reply(b"END", {request.keys[0]: found})
-        return Reply(b"END", found) if found else _MISS
+        return answer.result()
 
     def _answered_with(self, size: int) -> None:
         """Forgets the first request, which is answered with ``size`` bytes."""
@@ -394,7 +388,7 @@ class Guest(asyncio.BufferedProtocol):
 
 
 _SETTLED = Request(b"")
-_MISS = Reply(b"END")
+_END = b"END\r\n"
 _nothing = Context()
 
 
@@ -404,5 +398,5 @@ def _passed(length: float | None, since: float, now: float) -> bool:
 
 def _without_end(pieces: Iterable[bytes]) -> Iterator[bytes]:
     for piece in pieces:
-        if piece != b"END\r\n":
+        if piece != _END:
             yield piece

@@ -10,7 +10,6 @@ settings came from.
 """
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from .client import Client
 from .errors import ClientError, InvalidRequest, MemcacheError, ReplyError, shown
 from .guest import failure
 from .protocol import Item, Reply, Request
+from .relay import END, Relay
 from .text import VERBS
 
 #: What ends, empties or changes servers as a whole, or tells of others' keys: refused unless
@@ -32,21 +32,9 @@ REFUSED_STATS = frozenset(b"reset cachedump detail".split())
 _OF_ONE_SERVER = REFUSED - frozenset(b"flush_all verbosity cache_memlimit".split())
 #: Numbers of ``stats`` that several servers have, and that mean nothing when they are added.
 _NOT_ADDED = frozenset("pid uptime time pointer_size rusage_user rusage_system".split())
-_MISS, _MISS_OF_META, _OK = Reply(b"END"), Reply(b"EN"), Reply(b"OK")
-_RETRIEVALS = frozenset(b"get gets gat gats".split())
-
-
-class AsStored:
-    """The serializer of a proxy: a value is an `.Item`, its bytes and flags."""
-
-    raw_flags: int | None = None
-
-    def encode(self, key: bytes, value: Any) -> tuple[bytes, int]:
-        item: Item = value
-        return item.value, item.flags
-
-    def decode(self, key: bytes, data: bytes, flags: int) -> Item:
-        return Item(data, flags)
+_OK = Reply(b"OK")
+#: What reads, and what a miss of it is.
+_MISSES = {b"gat": Reply(b"END"), b"gats": Reply(b"END"), b"mg": Reply(b"EN")}
 
 
 class Proxy:
@@ -54,8 +42,7 @@ class Proxy:
 
     Arguments: ``pools``, which maps a prefix of keys to the client that
     they belong to (``b""``, which must be there, to that of all others;
-    the longest prefix counts). The clients have `AsStored` as serializer
-    and no ``key_prefix``. With ``errors`` a read that no server answered
+    the longest prefix counts). With ``errors`` a read that no server answered
     is a SERVER_ERROR and not a miss. ``allow_all`` lets through what acts
     on whole servers (`REFUSED`). ``facts`` gives what ``stats proxy``
     tells of the process and its clients.
@@ -83,9 +70,9 @@ class Proxy:
         )
         self._verbs.update({
             b"get": self._get,
-            b"gets": self._retrieve,
-            b"gat": self._retrieve,
-            b"gats": self._retrieve,
+            b"gets": self._get,
+            b"gat": self._touch_many,
+            b"gats": self._touch_many,
             b"mn": lambda request: Reply(b"MN"),
             b"version": self._version,
             b"stats": self._stats,
@@ -96,9 +83,10 @@ class Proxy:
     def use(self, pools: Mapping[bytes, Client]) -> None:
         """Has the next requests go to ``pools``."""
         self.pools = dict(pools)
-        self._default = pools[b""]
+        relays = {client: Relay(client, self._failed_to_read) for client in pools.values()}
+        self._default = relays[pools[b""]]
         longest = sorted((prefix for prefix in pools if prefix), key=len, reverse=True)
-        self._routes = [(prefix, pools[prefix]) for prefix in longest]
+        self._routes = [(prefix, relays[pools[prefix]]) for prefix in longest]
 
     def __repr__(self) -> str:
         return f"<Proxy {len(self.pools)} pools, {sum(self.requests.values())} requests>"
@@ -124,67 +112,63 @@ class Proxy:
         What a server refuses is passed on; that it cannot be reached, or
         not in time, is a miss to who reads, unless ``errors`` are wanted.
         """
+        reads = request.verb in _MISSES
         if not isinstance(error, MemcacheError) or isinstance(error, InvalidRequest):
             return failure(error)
+        if request.verb in (b"get", b"gets"):  # (counted where it happened)
+            return failure(error)
+        told = self._failed_to_read(error)
+        return failure(error) if told is not None or not reads else _MISSES[request.verb]
+
+    def too_large(self, key: bytes, flags: int, length: int) -> bool:
+        """Says whether a value of ``length`` bytes is more than the pool of ``key`` takes."""
+        return length > self._relay_of(key).client._settings.max_value_size
+
+    def _failed_to_read(self, error: MemcacheError) -> MemcacheError | None:
         self.failures[error.server or ""] += 1
-        if not (self.errors or isinstance(error, ReplyError)):
-            if request.verb in _RETRIEVALS:
-                return _MISS
-            if request.verb == b"mg":
-                return _MISS_OF_META
-        return failure(error)
+        return error if self.errors or isinstance(error, ReplyError) else None
 
     # -- keys
 
-    def _client_of(self, key: bytes) -> Client:
-        for prefix, client in self._routes:
+    def _relay_of(self, key: bytes) -> Relay:
+        for prefix, relay in self._routes:
             if key.startswith(prefix):
-                return client
+                return relay
         return self._default
 
     def _get(self, request: Request) -> Awaitable[Any]:
-        keys = request.keys
+        verb, keys = request.verb, request.keys
         if not self._routes:
-            if len(keys) == 1:
-                return self._default.get(keys[0])
-            return self._default.get_multi(keys, strict=self.errors)
-        if len(keys) == 1:
-            return self._client_of(keys[0]).get(keys[0])
-        parts: dict[Client, list[bytes]] = {}
+            return self._default.retrieve(verb, keys)
+        parts: dict[Relay, list[bytes]] = {}
         for key in keys:
-            parts.setdefault(self._client_of(key), []).append(key)
-        return self._merged(
-            [client.get_multi(part, strict=self.errors) for client, part in parts.items()]
-        )
+            parts.setdefault(self._relay_of(key), []).append(key)
+        if len(parts) == 1:
+            return next(iter(parts)).retrieve(verb, keys)
+        # Each item in its place: several pools answer for one key at a time.
+        return _joined([self._relay_of(key).retrieve(verb, (key,)) for key in keys])
 
-    async def _merged(self, parts: Iterable[Awaitable[Mapping[bytes, Item]]]) -> dict[bytes, Item]:
-        found: dict[bytes, Item] = {}
-        for items in await asyncio.gather(*parts, return_exceptions=True):
-            if not isinstance(items, BaseException):
-                found.update(items)
-            elif self.errors or not isinstance(items, MemcacheError):
-                raise items
-        return found
-
-    def _retrieve(self, request: Request) -> Awaitable[Any]:
-        request = _fitting(request)
+    def _touch_many(self, request: Request) -> Awaitable[Any]:
         if len(request.keys) == 1:
-            return self._client_of(request.keys[0]).request(request)
+            return self._pass_on(request)
         # Each key as a request of its own: together they leave in one write to each server.
-        parts: dict[Client, list[Request]] = {}
+        parts: dict[Relay, list[Request]] = {}
         for key in dict.fromkeys(request.keys):
-            parts.setdefault(self._client_of(key), []).append(request._replace(keys=(key,)))
-        return self._gathered([client.request_many(part) for client, part in parts.items()])
+            asked = _fitting(request._replace(keys=(key,)))
+            parts.setdefault(self._relay_of(key), []).append(asked)
+        for relay in parts:
+            relay.flush()
+        return self._gathered([relay.client.request_many(part) for relay, part in parts.items()])
 
-    async def _gathered(self, parts: Iterable[Awaitable[list[Any]]]) -> dict[bytes, Item]:
+    async def _gathered(self, parts: Iterable[Awaitable[list[Any]]]) -> Reply:
         found: dict[bytes, Item] = {}
         for replies in await asyncio.gather(*parts):
             for reply in replies:
                 if isinstance(reply, Reply):
                     found.update(reply.items)
-                elif self.errors or isinstance(reply, ReplyError):
-                    raise reply
-        return found
+                elif (told := self._failed_to_read(reply)) is not None:
+                    raise told
+        return Reply(b"END", found)
 
     def _pass_on(self, request: Request) -> Awaitable[Any]:
         if not request.keys:
@@ -193,7 +177,9 @@ class Proxy:
         if b"q" in asked.argument:  # quiet: the reply is owed to us, if not to the client
             words = [word for word in asked.argument.split(b" ") if word != b"q"]
             asked = asked._replace(argument=b" ".join(words))
-        return self._client_of(request.keys[0]).request(asked)
+        relay = self._relay_of(request.keys[0])
+        relay.flush()  # (what was asked before leaves before)
+        return relay.client.request(asked)
 
     # -- all servers
 
@@ -201,6 +187,8 @@ class Proxy:
         return list(dict.fromkeys(self.pools.values()))
 
     async def _ask_all(self, request: Request) -> Reply:
+        for relay in {self._default, *(relay for _, relay in self._routes)}:
+            relay.flush()
         asked = request._replace(noreply=False)
         everybody = [client._ask_all(asked, bool, {}) for client in self._everybody()]
         for result in await asyncio.gather(*everybody):
@@ -209,7 +197,7 @@ class Proxy:
         return _OK
 
     async def _version(self, request: Request) -> Reply:
-        versions = (await self._default.version()).values()
+        versions = (await self._default.client.version()).values()
         return Reply(b"VERSION", text=min(versions, key=_numbers).encode())
 
     async def _stats(self, request: Request) -> Reply:
@@ -240,6 +228,11 @@ class Proxy:
                 facts[f"server_{named}_pending"] = pool.pending
                 facts[f"server_{named}_failures"] = pool.health.failures
         return facts
+
+
+async def _joined(parts: Iterable[Awaitable[bytes]]) -> bytes:
+    replies = await asyncio.gather(*parts)
+    return b"".join([*(reply[: -len(END)] for reply in replies), END])
 
 
 def _as_it_is(reply: Reply) -> Reply:
@@ -274,8 +267,3 @@ def _added(several: list[dict[str, str]]) -> dict[str, str]:
             values[0] = str(sum(map(int, values)))
         added[name] = values[0]
     return added
-
-
-def uptime(begun: float, now: Callable[[], float] = time.monotonic) -> int:
-    """Returns the whole seconds since ``begun``."""
-    return int(now() - begun)

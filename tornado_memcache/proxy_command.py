@@ -1,0 +1,105 @@
+"""``python -m tornado_memcache proxy``: a `.ProxyServer`, in one process or in several.
+
+Knows signals, and who binds the address. It must not know what a setting is
+called or does.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+from .errors import InvalidRequest
+from .foreground import in_foreground, log_to_stderr
+from .proxy_config import Config, add_arguments, from_arguments
+from .proxy_server import ProxyServer, listening_socket
+from .workers import Workers
+
+__all__ = ["add_arguments", "run"]
+
+logger = logging.getLogger("tornado_memcache.proxy")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT, and then drains. Returns the exit status.
+
+    SIGHUP has the file of ``--config`` read anew: if it is wrong, one line
+    says so, and everything stays.
+    """
+    config = from_arguments(arguments)
+
+    def again() -> Config:
+        if not arguments.config:
+            raise InvalidRequest("there is no file: the proxy was started with flags")
+        return from_arguments(arguments)
+
+    if config.proxy["processes"] == 1:
+        return in_foreground(lambda told: _serve(ProxyServer(config), again, told))
+    log_to_stderr()
+    # Bound here before any other is begun: it is to be had, and port 0 is one port for all.
+    with _bound(config) as bound:
+        if not isinstance(config.listen, str):
+            config.proxy["listen"] = config.listen[0], bound.getsockname()[1]
+
+        def work(index: int) -> int:
+            listening = bound
+            if not isinstance(config.listen, str):
+                listening = listening_socket(config, shared=True)
+                bound.close()
+            server = ProxyServer(config, listening, index=index)
+            return in_foreground(lambda told: _serve(server, again, told, workers.gone))
+
+        workers = Workers(config.proxy["processes"], work)
+        try:
+            return workers.run()
+        finally:
+            if isinstance(config.listen, str):
+                os.unlink(config.listen)
+
+
+def _bound(config: Config) -> socket.socket:
+    """Returns what all processes share: a unix socket that listens, or a port that is taken."""
+    if isinstance(config.listen, str):
+        return listening_socket(config)
+    bound = socket.socket(socket.AF_INET6 if ":" in config.listen[0] else socket.AF_INET)
+    try:
+        # Not listening: the system would bring clients to a socket that nobody accepts from.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(config.listen)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+async def _serve(
+    server: ProxyServer, again: Callable[[], Config], told: asyncio.Event, gone: int | None = None
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def reload() -> None:
+        try:
+            server.reload(again())
+        except InvalidRequest as error:
+            logger.error("the configuration stays as it was: %s", error)
+        else:
+            logger.info("the configuration was read anew")
+
+    server.start()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    if gone is not None:
+        loop.add_reader(gone, told.set)
+    try:
+        logger.info("listening on %s", server.address)
+        await told.wait()
+        if gone is not None:
+            loop.remove_reader(gone)
+        in_time = await server.drain()
+        logger.info("ended" if in_time else "ended: what was left was not waited for any longer")
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        await server.close()

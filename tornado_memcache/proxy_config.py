@@ -1,0 +1,353 @@
+"""The settings of a proxy: its flags and its file, checked.
+
+Knows every setting once: what it is called, how it is read, and where it
+stood, so that what is wrong is told by name, with the line of the file. It
+must not know what a setting does.
+
+A file has a section ``[proxy]`` and one ``[pool NAME]`` for each pool, of
+which one has no ``prefix``; with flags there is one pool, and one more for
+each ``--route PREFIX=SERVER``.
+"""
+
+import argparse
+import configparser
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .arguments import check_integer, check_seconds, key_bytes
+from .client import Client
+from .errors import InvalidRequest, shown
+from .foreground import checked_host
+from .guest import Limits
+
+
+class Setting(NamedTuple):
+    """How a setting is read from its text, and what ``--help`` says of it."""
+
+    read: Callable[[str, str], Any]
+    does: str
+    default: Any = None
+
+
+class Given(NamedTuple):
+    """The text of a setting, and where it stood: ``--name``, or the file, line and name."""
+
+    text: str
+    where: str
+
+
+def _text(where: str, text: str) -> str:
+    if not text:
+        raise InvalidRequest(f"{where} is empty")
+    return text
+
+
+def _whole(lowest: int, highest: int = 1 << 31) -> Callable[[str, str], int]:
+    def read(where: str, text: str) -> int:
+        if not text.isascii() or not text.isdigit():
+            raise InvalidRequest(f"{where} must be a whole number, not {shown(text)}")
+        return check_integer(where, int(text), lowest, highest)
+
+    return read
+
+
+def _seconds(where: str, text: str) -> float:
+    try:
+        return check_seconds(where, float(text))
+    except ValueError:
+        raise InvalidRequest(f"{where} must be a number of seconds above 0") from None
+
+
+def _seconds_or_never(where: str, text: str) -> float | None:
+    return None if text == "0" else _seconds(where, text)
+
+
+def _flag(where: str, text: str) -> bool:
+    if text.lower() not in configparser.ConfigParser.BOOLEAN_STATES:
+        raise InvalidRequest(f"{where} must be yes or no, not {shown(text)}")
+    return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
+
+
+def _servers(where: str, text: str) -> list[Any]:
+    """Reads servers, one a line (or a word): ``host:port`` or ``host:port,weight``."""
+    servers: list[Any] = []
+    for word in text.split():
+        server, comma, weight = word.partition(",")
+        servers.append((server, _whole(1, 1 << 16)(where, weight)) if comma else server)
+    if not servers:
+        raise InvalidRequest(f"{where} names no server")
+    return servers
+
+
+def _prefix(where: str, text: str) -> bytes:
+    try:
+        return key_bytes(text)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error}") from None
+
+
+def _credentials(where: str, text: str) -> tuple[str, str]:
+    """Reads a file with one line, ``username:password``, as memcached's ``-Y`` has."""
+    try:
+        line = Path(text).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InvalidRequest(f"{where}: {shown(text)} cannot be read: {why}") from None
+    username, colon, password = line.partition(":")
+    if not (username and colon and password) or "\n" in line:
+        raise InvalidRequest(f"{where}: {shown(text)} must hold one line, username:password")
+    return username, password
+
+
+def _authority(where: str, text: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=text)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidRequest(f"{where}: {shown(text)} cannot be used: {error}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+#: The settings of the process and its clients.
+OF_PROXY = {
+    "listen": Setting(_text, "address of this machine, or unix:/path (127.0.0.1:11311)",
+                      "127.0.0.1:11311"),
+    "allow-public": Setting(_flag, "listen where other machines can reach it", False),
+    "admin": Setting(_text, "address of a page of JSON, as 127.0.0.1:11312 (none)"),
+    "processes": Setting(_whole(1, 256), "how many share the port (1)", 1),
+    "errors": Setting(_flag, "SERVER_ERROR instead of a miss where no server answers", False),
+    "allow-all-commands": Setting(_flag, "let through flush_all, verbosity, stats reset", False),
+    "max-clients": Setting(_whole(1, 1_000_000), "clients at once, of each process (1024)", 1024),
+    "max-client-bytes": Setting(_whole(1), "bytes under way for one client (16777216)",
+                                Limits().under_way),
+    "receive-timeout": Setting(_seconds_or_never, "seconds for a request to be whole (30; 0: any)",
+                               30.0),
+    "write-timeout": Setting(_seconds_or_never, "seconds for replies to be taken (60; 0: any)",
+                             60.0),
+    "idle-timeout": Setting(_seconds_or_never, "seconds without a request (0: any)"),
+    "drain-timeout": Setting(_seconds, "seconds for what is under way at the end (10)", 10.0),
+}  # fmt: skip
+#: The settings of one pool: those of `.Client`, with dashes.
+OF_POOL = {
+    "servers": Setting(_servers, "host:port or host:port,weight"),
+    "prefix": Setting(_prefix, "the keys that begin so belong to this pool"),
+    "ring": Setting(_text, "modulo, ketama, ketama_weighted or rendezvous (modulo)"),
+    "on-dead": Setting(_text, "fail, rehash, miss or gutter (fail)"),
+    "gutter": Setting(_servers, "servers that take the keys of a dead one"),
+    "gutter-exptime": Setting(_whole(1), "seconds that they keep them (10)"),
+    "connect-timeout": Setting(_seconds, "seconds (0.5)"),
+    "request-timeout": Setting(_seconds, "seconds (1)"),
+    "dead-retry": Setting(_seconds, "seconds between tries of a dead server (30)"),
+    "silences-until-dead": Setting(_whole(1), "timeouts in a row (3)"),
+    "max-connections": Setting(_whole(1), "connections to each server (4)"),
+    "max-value-size": Setting(_whole(1), "bytes (1048576)"),
+    "tls": Setting(_flag, "speak TLS to the servers, by the system's authorities"),
+    "tls-ca": Setting(_authority, "speak TLS, by the authorities of this file"),
+    "auth-file": Setting(_credentials, "a file with username:password for the servers"),
+}
+
+
+class Config(NamedTuple):
+    """What a proxy goes by: the settings of ``[proxy]``, and the options of each pool's client."""
+
+    proxy: dict[str, Any]
+    #: By prefix, ``b""`` among them.
+    pools: dict[bytes, dict[str, Any]]
+
+    @property
+    def limits(self) -> Limits:
+        of = self.proxy
+        lengths = of["receive-timeout"], of["write-timeout"], of["idle-timeout"]
+        return Limits(of["max-client-bytes"], *lengths)
+
+    @property
+    def listen(self) -> str | tuple[str, int]:
+        """The path of a unix socket, or host and port."""
+        listen: str | tuple[str, int] = self.proxy["listen"]
+        return listen
+
+
+# -- flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags to ``parser``. They are kept as text: `from_arguments` reads them."""
+    parser.add_argument("--config", metavar="FILE", help="an INI file in place of flags")
+    for name, metavar, does in (
+        ("--server", "SERVER", OF_POOL["servers"].does),
+        ("--route", "PREFIX=SERVER", "a server, of several perhaps, for keys with this prefix"),
+    ):
+        parser.add_argument(name, action="append", metavar=metavar, help=does)
+    for name, setting in {**OF_PROXY, **OF_POOL}.items():
+        if name in ("servers", "prefix"):
+            continue
+        if setting.read is _flag:
+            parser.add_argument(f"--{name}", action="store_const", const="yes", help=setting.does)
+        else:
+            several = "append" if setting.read is _servers else "store"
+            parser.add_argument(f"--{name}", action=several, help=setting.does)
+
+
+def from_arguments(arguments: argparse.Namespace) -> Config:
+    """Returns what the flags, or the file that they name, ask for.
+
+    Raises `.InvalidRequest`, which names flag or line.
+    """
+    flags = {name.replace("_", "-"): given for name, given in vars(arguments).items()}
+    names = [name for name in (*OF_PROXY, *OF_POOL, "server", "route") if flags.get(name)]
+    if flags.get("config"):
+        if names:
+            raise InvalidRequest(f"--{names[0]} and --config: a file is in place of all flags")
+        return from_file(flags["config"])
+    given = {name: _flag_of(name, flags[name]) for name in names}
+    of_proxy = {name: one for name, one in given.items() if name in OF_PROXY}
+    shared = {name: one for name, one in given.items() if name in OF_POOL}
+    if "server" not in given:
+        raise InvalidRequest("--server is missing: where are the memcacheds?")
+    pools = [{**shared, "servers": given["server"]}]
+    routes: dict[str, list[str]] = {}
+    for route in flags.get("route") or ():
+        prefix, sign, server = route.rpartition("=")
+        if not sign:
+            raise InvalidRequest(f"--route {shown(route)} must be PREFIX=SERVER")
+        routes.setdefault(prefix, []).append(server)
+    for prefix, servers in routes.items():
+        of_route = {"prefix": Given(prefix, "--route"), "servers": _flag_of("route", servers)}
+        pools.append({**shared, **of_route})
+    return _checked(of_proxy, pools)
+
+
+def _flag_of(name: str, given: Any) -> Given:
+    return Given(" ".join(given) if isinstance(given, list) else given, f"--{name}")
+
+
+# -- a file
+
+
+def from_file(path: str) -> Config:
+    """Returns what the file at ``path`` asks for. Raises `.InvalidRequest` that names the line."""
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        parser.read_string(text, path)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InvalidRequest(f"{path}: cannot be read: {why}") from None
+    except configparser.Error as error:
+        raise InvalidRequest(_told(path, error)) from None
+    lines = _lines_of(text)
+    of_proxy: dict[str, Given] = {}
+    pools: list[dict[str, Given]] = []
+    for section in parser.sections():
+        known = OF_PROXY if section == "proxy" else OF_POOL
+        if section != "proxy" and section.split(" ")[0] != "pool":
+            line = lines[section, ""]
+            raise InvalidRequest(f"{path}:{line}: [{section}] is neither [proxy] nor [pool NAME]")
+        given = {}
+        for name, value in parser[section].items():
+            where = f"{path}:{lines[section, name]}: {name}"
+            if name not in known:
+                raise InvalidRequest(f"{where} is no setting of [{section}]")
+            given[name] = Given(value, where)
+        if section == "proxy":
+            of_proxy = given
+        elif "servers" not in given:
+            raise InvalidRequest(f"{path}:{lines[section, '']}: [{section}] has no servers")
+        else:
+            pools.append(given)
+    if not pools:
+        raise InvalidRequest(f"{path}: has no [pool NAME]")
+    if all("prefix" in pool for pool in pools):
+        raise InvalidRequest(f"{path}: a [pool NAME] without prefix is missing, for all other keys")
+    return _checked(of_proxy, pools)
+
+
+def _told(path: str, error: configparser.Error) -> str:
+    if isinstance(error, configparser.ParsingError) and error.errors:
+        return f"{path}:{error.errors[0][0]}: the line is no setting"
+    line = getattr(error, "lineno", None)
+    what = "stands before any section"
+    if isinstance(error, configparser.DuplicateOptionError):
+        what = f"{error.option} stands there for the second time"
+    elif isinstance(error, configparser.DuplicateSectionError):
+        what = f"[{error.section}] stands there for the second time"
+    return f"{path}:{line}: {what}"
+
+
+def _lines_of(text: str) -> dict[tuple[str, str], int]:
+    """Returns the line of each section, and of each setting in it: configparser forgets them."""
+    lines: dict[tuple[str, str], int] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("["):
+            section = line[1 : line.rfind("]")]
+            lines[section, ""] = number
+        elif line[:1].strip() and line[0] not in "#;":
+            name = re.split("[=:]", line, maxsplit=1)[0]
+            lines.setdefault((section, name.strip().lower()), number)
+    return lines
+
+
+# -- what was given, checked
+
+
+def _checked(of_proxy: Mapping[str, Given], pools: list[dict[str, Given]]) -> Config:
+    proxy = {name: setting.default for name, setting in OF_PROXY.items()}
+    for name, (text, where) in of_proxy.items():
+        proxy[name] = OF_PROXY[name].read(where, text.strip())
+    for name in ("listen", "admin"):
+        where = of_proxy[name].where if name in of_proxy else f"--{name}"
+        public = name == "listen" and proxy["allow-public"]
+        proxy[name] = proxy[name] and _address(where, proxy[name], public)
+    if isinstance(proxy["admin"], str):
+        raise InvalidRequest(f"{of_proxy['admin'].where} must be host:port")
+    found: dict[bytes, dict[str, Any]] = {}
+    for given in pools:
+        values = {
+            name: OF_POOL[name].read(where, text.strip()) for name, (text, where) in given.items()
+        }
+        prefix = values.pop("prefix", b"")
+        if prefix in found:
+            told = f"prefix {shown(prefix)}" if prefix else "no prefix"
+            raise InvalidRequest(f"{_where(given, 'prefix')}: a pool with {told} is there already")
+        found[prefix] = _options(given, values)
+    return Config(proxy, found)
+
+
+def _where(given: Mapping[str, Given], name: str) -> str:
+    return (given.get(name) or given["servers"]).where
+
+
+def _address(where: str, text: str, allow_public: bool) -> str | tuple[str, int]:
+    if text.startswith("unix:"):
+        return text[5:]
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise InvalidRequest(f"{where} must be host:port or unix:/path, not {shown(text)}")
+    number = _whole(0, 65535)(f"{where}: the port", port)
+    return checked_host(where, host.strip("[]"), allow_public), number
+
+
+def _options(given: Mapping[str, Given], values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of a pool's client; one is made to see whether it takes them."""
+    options = {name.replace("-", "_"): value for name, value in values.items()}
+    tls, authority = options.pop("tls", False), options.pop("tls_ca", None)
+    if tls or authority is not None:
+        options["ssl"] = authority if authority is not None else True
+    if "auth_file" in options:
+        options["username"], options["password"] = options.pop("auth_file")
+    if "gutter" in options:
+        options.setdefault("on_dead", "gutter")
+    try:
+        Client(**options).close()
+    except (InvalidRequest, TypeError) as error:
+        told = str(error)
+        words = told.replace("=", " ").replace(":", " ").split()
+        for name in given:
+            if name.replace("-", "_") in words:
+                raise InvalidRequest(f"{given[name].where}: {told}") from None
+        raise InvalidRequest(f"{given['servers'].where}: {told}") from None
+    return options

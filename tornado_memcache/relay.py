@@ -1,0 +1,268 @@
+"""The gets of a proxy: from keys to lines to servers, and from replies to bytes for a client.
+
+What clients ask for in one turn of the loop leaves as one line to each
+server, and items pass as the bytes that they came in: of a value only the
+line above it is read. That is what a proxy spends its time with: with a
+request and an `.Item` for each key it was less than half as fast.
+
+This file knows the pools of a client and retrievals. It must not know other
+verbs, who is connected, or what a failure is told as.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from itertools import islice
+from typing import Any
+
+from . import deadlines
+from .arguments import key_bytes
+from .client import Client
+from .errors import MemcacheError, ProtocolError
+from .pool import Pool
+from .protocol import STREAMED_BLOCK, OwedReplies, Reply, Request, fail
+from .slots import RetrievalSlot
+from .text import KEYS_A_LINE, LINE_BYTES, headers
+
+#: For so many keys it is remembered which server has them.
+PLACES_KEPT = 20_000
+END = b"END\r\n"
+
+
+class Wanted:
+    """One request of a client: its keys, and the future of the bytes that answer it."""
+
+    __slots__ = ("keys", "future", "found", "missing", "error")
+
+    def __init__(self, keys: Sequence[bytes], future: "asyncio.Future[bytes]") -> None:
+        self.keys = keys
+        self.future = future
+        #: Items by key, once there is more than one part.
+        self.found: dict[bytes, bytes | None] | None = None
+        self.missing = 0
+        self.error: MemcacheError | None = None
+
+    def part_ended(self) -> None:
+        """Answers the request with the last of its parts."""
+        self.missing -= 1
+        if self.missing or self.future.done():
+            return
+        if self.error is not None:
+            fail(self.future, self.error)
+            return
+        found = self.found or {}
+        items = [found[key] for key in self.keys if found.get(key) is not None]
+        self.future.set_result(b"".join([*items, END]))  # type: ignore[list-item]
+
+
+class Line:
+    """A line to one server while it is gathered, and then the waiter of its reply."""
+
+    __slots__ = ("keys", "size", "shares", "take_failure")
+
+    def __init__(self, take_failure: Callable[[MemcacheError], MemcacheError | None]) -> None:
+        self.keys: list[bytes] = []
+        self.size = 0
+        #: Who wants how many of the keys, in their order.
+        self.shares: list[tuple[Wanted, int]] = []
+        self.take_failure = take_failure
+
+    def done(self) -> bool:
+        return all(wanted.future.done() for wanted, _ in self.shares)
+
+    def exception(self) -> None:
+        return None
+
+    def set_result(self, items: list[bytes | None]) -> None:
+        start = 0
+        for wanted, count in self.shares:
+            stop = start + count
+            future = wanted.future
+            if wanted.found is None:  # (all that it wants stands here, in its order)
+                if not future.done():
+                    future.set_result(b"".join(filter(None, items[start:stop])) + END)
+            else:
+                wanted.found.update(zip(islice(self.keys, start, stop), items[start:stop]))
+                wanted.part_ended()
+            start = stop
+
+    def set_exception(self, error: MemcacheError) -> None:
+        for wanted, _ in self.shares:
+            told = self.take_failure(error.twin())
+            if wanted.found is not None:
+                wanted.error = wanted.error or told
+                wanted.part_ended()
+            elif not wanted.future.done():
+                if told is None:
+                    wanted.future.set_result(END)
+                else:
+                    fail(wanted.future, told)
+
+
+class RelaySlot(RetrievalSlot):
+    """A slot whose items are the bytes that came, each from its VALUE to its last CRLF."""
+
+    __slots__ = ("_start",)
+
+    waiter: Line | None
+    items: list[bytes | None]  # type: ignore[assignment]
+
+    @property
+    def weight(self) -> int:
+        return len(self.request.keys)
+
+    def read(self, data: bytes, position: int, protocol: OwedReplies) -> int:
+        # VALUE <key> <flags> <bytes> [<cas unique>]\r\n<data block>\r\n ... END\r\n
+        items, keys, size, find = self.items, self.request.keys, len(data), data.find
+        limit, index, count = protocol.max_value_size, self._index, len(keys)
+        without_cas = not self._wants_cas()
+        while True:
+            end = find(b"\r\n", position)
+            if end < 0 or not data.startswith(b"VALUE ", position):
+                self._index = index
+                return self._read_line(data, position, protocol)
+            stop = -1
+            if index < count and data.startswith(keys[index], position + 6):
+                stop = position + 6 + len(keys[index])
+            if stop < 0 or data[stop] != 32 or items[index] is not None:
+                stop, index = self._match(data, position + 6, end, index)
+            _, length, cas_unique = headers[data[stop:end]]
+            if length > limit or (cas_unique is None) is not without_cas:
+                raise self._bad_item(data[position:end], length, limit)
+            stop = end + 2 + length
+            if stop + 2 > size:
+                self._index = index
+                if length <= STREAMED_BLOCK:
+                    return position
+                self._start = data[position : end + 2]
+                protocol.stream_block(length, memoryview(data)[end + 2 :], self._read_block)
+                return size
+            if data[stop] != 13 or data[stop + 1] != 10:
+                raise ProtocolError(f"{self.asked()}: a data block does not end with CRLF")
+            items[index] = data[position : stop + 2]
+            index += 1
+            position = stop + 2
+
+    def _read_block(self, block: bytes) -> None:
+        self.items[self._index] = b"%b%b\r\n" % (self._start, block)
+        self._index += 1
+
+    def _end(self) -> None:
+        self.reply = _WHOLE
+
+    def deliver(self) -> None:
+        waiter, self.waiter = self.waiter, None
+        if waiter is None:
+            return
+        if isinstance(self.reply, MemcacheError):
+            waiter.set_exception(self._signed(self.reply))
+        else:
+            waiter.set_result(self.items)
+
+    def waiters_left(self) -> int:
+        return 0 if self.waiter is None else sum(not w.future.done() for w, _ in self.waiter.shares)
+
+
+_WHOLE = Reply(b"END")
+
+
+class Relay:
+    """The gets and gets of one client's servers.
+
+    ``take_failure(error)`` is told of each request that failed, or a part
+    of it; it returns the error that answers it, None for misses.
+    """
+
+    def __init__(
+        self, client: Client, take_failure: Callable[[MemcacheError], MemcacheError | None]
+    ) -> None:
+        self.client = client
+        self._cluster = client._cluster
+        self._take_failure = take_failure
+        self._lines: dict[tuple[bytes, Pool], Line] = {}
+        self._places: dict[bytes, int] = {}
+        self._ring: Any = None
+
+    def retrieve(self, verb: bytes, keys: Sequence[bytes]) -> "asyncio.Future[bytes]":
+        """Asks for ``keys`` with ``verb``, get or gets; returns the future of the whole reply.
+
+        Raises `.InvalidKey`.
+        """
+        loop = self._cluster.ready()
+        for key in keys:
+            if key not in self._places:
+                self._place(key)
+        wanted = Wanted(keys, loop.create_future())
+        only = self._cluster.only
+        if only is not None:
+            self._add(verb, only, keys, wanted)
+            return wanted.future
+        asked: dict[Pool, list[bytes]] = {}
+        for key in keys:
+            pool = self._pool_of(key)
+            if (part := asked.get(pool)) is not None:
+                part.append(key)
+            else:
+                asked[pool] = [key]
+        if len(asked) > 1:
+            wanted.found = {}
+        for pool, part in asked.items():
+            self._add(verb, pool, part, wanted)
+        return wanted.future
+
+    def _place(self, key: bytes) -> None:
+        """Checks a key that is new, and remembers where it belongs."""
+        key_bytes(key)
+        if len(self._places) >= PLACES_KEPT:
+            self._places.clear()
+        ring = self._cluster._ring
+        self._places[key] = ring.place(key) if self._cluster.only is None else 0
+
+    def _pool_of(self, key: bytes) -> Pool:
+        cluster = self._cluster
+        if cluster._ring is not self._ring:
+            self._ring = cluster._ring
+            self._places.clear()
+        index = self._places.get(key)
+        if index is None:
+            self._place(key)
+            index = self._places[key]
+        pool = cluster.pools[index]
+        return cluster.pool_for(key) if pool.health.dead else pool
+
+    def _add(self, verb: bytes, pool: Pool, keys: Sequence[bytes], wanted: Wanted) -> None:
+        count, size = len(keys), sum(map(len, keys)) + len(keys)
+        if (count > KEYS_A_LINE or size > LINE_BYTES) and count > 1:
+            if wanted.found is None:
+                wanted.found = {}
+            for part in (keys[: count // 2], keys[count // 2 :]):
+                self._add(verb, pool, part, wanted)
+            return
+        line = self._lines.get((verb, pool))
+        if line is not None and (
+            len(line.keys) + count > KEYS_A_LINE or line.size + size > LINE_BYTES
+        ):
+            del self._lines[verb, pool]
+            self._send(verb, pool, line)
+            line = None
+        if line is None:
+            if not self._lines:
+                loop = self._cluster.loop
+                assert loop is not None
+                loop.call_soon(self.flush, context=Context())
+            line = self._lines[verb, pool] = Line(self._take_failure)
+        line.keys += keys
+        line.size += size
+        line.shares.append((wanted, count))
+        wanted.missing += 1
+
+    def flush(self) -> None:
+        """Sends what was gathered: before a write, and after this turn of the loop."""
+        lines, self._lines = self._lines, {}
+        for (verb, pool), line in lines.items():
+            self._send(verb, pool, line)
+
+    def _send(self, verb: bytes, pool: Pool, line: Line) -> None:
+        deadline = deadlines.clock() + self.client._settings.request_timeout
+        slot: Any = RelaySlot(Request(verb, tuple(line.keys)), line, None, deadline)
+        pool.submit(slot)
