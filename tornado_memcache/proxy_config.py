@@ -56,9 +56,10 @@ def _whole(lowest: int, highest: int = 1 << 31) -> Callable[[str, str], int]:
 
 def _seconds(where: str, text: str) -> float:
     try:
-        return check_seconds(where, float(text))
+        seconds = float(text)
     except ValueError:
-        raise InvalidRequest(f"{where} must be a number of seconds above 0") from None
+        raise InvalidRequest(f"{where} must be a number of seconds, not {shown(text)}") from None
+    return check_seconds(where, seconds)
 
 
 def _seconds_or_never(where: str, text: str) -> float | None:
@@ -266,11 +267,10 @@ def from_file(path: str) -> Config:
 
 
 def _told(path: str, error: configparser.Error) -> str:
-    if isinstance(error, configparser.ParsingError) and error.errors:
-        return f"{path}:{error.errors[0][0]}: the line is no setting"
-    line = getattr(error, "lineno", None)
-    what = "stands before any section"
-    if isinstance(error, configparser.DuplicateOptionError):
+    line, what = getattr(error, "lineno", None), "the line stands before any section"
+    if isinstance(error, configparser.ParsingError) and line is None:
+        line, what = error.errors[0][0], "the line is no setting"
+    elif isinstance(error, configparser.DuplicateOptionError):
         what = f"{error.option} stands there for the second time"
     elif isinstance(error, configparser.DuplicateSectionError):
         what = f"[{error.section}] stands there for the second time"

@@ -64,7 +64,7 @@ class Workers:
 
     @property
     def gone(self) -> int:
-        """In a process that was begun: a descriptor, readable once the one that began it is gone."""
+        """A descriptor, in a process: readable once the one that began it is gone."""
         return self._gone
 
     def _begin(self, index: int, mask: set[signal.Signals | int]) -> None:
