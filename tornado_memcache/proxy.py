@@ -186,21 +186,20 @@ class Proxy:
     def _everybody(self) -> list[Client]:
         return list(dict.fromkeys(self.pools.values()))
 
-    async def _ask_all(self, request: Request) -> Reply:
+    def _ask_all(self, request: Request) -> Awaitable[Reply]:
+        # Asked at once, and not when a coroutine has its turn: the order is the client's.
+        return _all_of(self._asked_of_all(request._replace(noreply=False)))
+
+    def _asked_of_all(self, request: Request) -> list[Awaitable[Any]]:
         for relay in {self._default, *(relay for _, relay in self._routes)}:
             relay.flush()
-        asked = request._replace(noreply=False)
-        everybody = [client._ask_all(asked, bool, {}) for client in self._everybody()]
-        for result in await asyncio.gather(*everybody):
-            for error in result.errors.values():
-                raise error
-        return _OK
+        return [client._ask_all(request, _as_it_is, {}) for client in self._everybody()]
 
     async def _version(self, request: Request) -> Reply:
         versions = (await self._default.client.version()).values()
         return Reply(b"VERSION", text=min(versions, key=_numbers).encode())
 
-    async def _stats(self, request: Request) -> Reply:
+    def _stats(self, request: Request) -> Reply | Awaitable[Reply]:
         words = request.argument.split(b" ")
         if words == [b"proxy"]:
             return Reply(b"END", stats={name: str(fact) for name, fact in self.told().items()})
@@ -209,11 +208,7 @@ class Proxy:
         if words[0] in (b"cachedump", b"detail", b"conns"):
             raise ClientError(f"stats {words[0].decode()} is of one server: ask it")
         asked = request._replace(argument=request.argument.strip())
-        everybody = [client._ask_all(asked, _as_it_is, {}) for client in self._everybody()]
-        replies = [
-            reply for result in await asyncio.gather(*everybody) for reply in result.values()
-        ]
-        return Reply(replies[0].status, stats=_added([reply.stats for reply in replies]))
+        return _all_stats(self._asked_of_all(asked))
 
     def told(self) -> dict[str, object]:
         """Returns what ``stats proxy`` tells: names and numbers."""
@@ -233,6 +228,18 @@ class Proxy:
 async def _joined(parts: Iterable[Awaitable[bytes]]) -> bytes:
     replies = await asyncio.gather(*parts)
     return b"".join([*(reply[: -len(END)] for reply in replies), END])
+
+
+async def _all_of(asked: Iterable[Awaitable[Any]]) -> Reply:
+    for result in await asyncio.gather(*asked):
+        for error in result.errors.values():
+            raise error
+    return _OK
+
+
+async def _all_stats(asked: Iterable[Awaitable[Any]]) -> Reply:
+    replies = [reply for result in await asyncio.gather(*asked) for reply in result.values()]
+    return Reply(replies[0].status, stats=_added([reply.stats for reply in replies]))
 
 
 def _as_it_is(reply: Reply) -> Reply:
