@@ -119,6 +119,8 @@ async def test_keys_are_checked_also_those_that_were_seen(memcached):
         (b"SERVER_ERROR no\r\n", ServerError),
         (b"VALUE other 0 1\r\n1\r\nEND\r\n", ProtocolError),
         (b"VALUE a 0 1\r\n1\r\nVALUE a 0 1\r\n1\r\nEND\r\n", ProtocolError),
+        (b"VALUE  0 1\r\n1\r\nEND\r\n", ProtocolError),
+        (b"VALUE a 0 1\r\n1\r\nVALUE b 0 1\r\n1\r\nVALUE  0 1\r\n1\r\n", ProtocolError),
         (b"VALUE ab 0 1\r\n1\r\nEND\r\n", ProtocolError),
         (b"VALUE a 0 1 7\r\n1\r\nEND\r\n", ProtocolError),
         (b"VALUE a 0 2\r\n1\r\nEND\r\n", ProtocolError),

@@ -121,9 +121,10 @@ class RelaySlot(RetrievalSlot):
             if end < 0 or not data.startswith(b"VALUE ", position):
                 self._index = index
                 return self._read_line(data, position, protocol)
+            # The next key of the request nearly always; else one of the others.
             stop = -1
-            if index < count and data.startswith(keys[index], position + 6):
-                stop = position + 6 + len(keys[index])
+            if index < count and data.startswith(key := keys[index], position + 6):
+                stop = position + 6 + len(key)
             if stop < 0 or data[stop] != 32 or items[index] is not None:
                 stop, index = self._match(data, position + 6, end, index)
             _, length, cas_unique = headers[data[stop:end]]
@@ -188,47 +189,50 @@ class Relay:
 
         Raises `.InvalidKey`.
         """
-        loop = self._cluster.ready()
-        for key in keys:
-            if key not in self._places:
-                self._place(key)
-        wanted = Wanted(keys, loop.create_future())
-        only = self._cluster.only
-        if only is not None:
-            self._add(verb, only, keys, wanted)
-            return wanted.future
-        asked: dict[Pool, list[bytes]] = {}
-        for key in keys:
-            pool = self._pool_of(key)
-            if (part := asked.get(pool)) is not None:
-                part.append(key)
-            else:
-                asked[pool] = [key]
-        if len(asked) > 1:
-            wanted.found = {}
-        for pool, part in asked.items():
-            self._add(verb, pool, part, wanted)
-        return wanted.future
-
-    def _place(self, key: bytes) -> None:
-        """Checks a key that is new, and remembers where it belongs."""
-        key_bytes(key)
-        if len(self._places) >= PLACES_KEPT:
-            self._places.clear()
-        ring = self._cluster._ring
-        self._places[key] = ring.place(key) if self._cluster.only is None else 0
-
-    def _pool_of(self, key: bytes) -> Pool:
         cluster = self._cluster
+        loop = cluster.ready()
         if cluster._ring is not self._ring:
             self._ring = cluster._ring
             self._places.clear()
+        # (the ways of all keys by one call each: a proxy does little else)
+        indexes: list[Any] = list(map(self._places.get, keys))
+        if None in indexes:
+            indexes = list(map(self._place, keys))
+        wanted = Wanted(keys, loop.create_future())
+        if cluster.only is not None:
+            self._add(verb, cluster.only, keys, wanted)
+            return wanted.future
+        parts: list[list[bytes]] = [[] for _ in cluster.servers]
+        for key, index in zip(keys, indexes):
+            parts[index].append(key)
+        asked = [(pool, part) for pool, part in zip(cluster.pools, parts) if part]
+        if any(pool.health.dead for pool, _ in asked):
+            asked = self._elsewhere(asked)
+        if len(asked) > 1:
+            wanted.found = {}
+        for pool, part in asked:
+            self._add(verb, pool, part, wanted)
+        return wanted.future
+
+    def _place(self, key: bytes) -> int:
+        """Checks a key that is new, and remembers which server it belongs to."""
         index = self._places.get(key)
         if index is None:
-            self._place(key)
-            index = self._places[key]
-        pool = cluster.pools[index]
-        return cluster.pool_for(key) if pool.health.dead else pool
+            key_bytes(key)
+            if len(self._places) >= PLACES_KEPT:
+                self._places.clear()
+            index = 0 if self._cluster.only is not None else self._cluster._ring.place(key)
+            self._places[key] = index
+        return index
+
+    def _elsewhere(self, asked: list[tuple[Pool, list[bytes]]]) -> list[tuple[Pool, list[bytes]]]:
+        """Returns who is asked for what while a server is dead: its keys go one by one."""
+        found: dict[Pool, list[bytes]] = {}
+        for pool, part in asked:
+            for key in part:
+                now = self._cluster.pool_for(key) if pool.health.dead else pool
+                found.setdefault(now, []).append(key)
+        return list(found.items())
 
     def _add(self, verb: bytes, pool: Pool, keys: Sequence[bytes], wanted: Wanted) -> None:
         count, size = len(keys), sum(map(len, keys)) + len(keys)
