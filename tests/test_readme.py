@@ -97,6 +97,28 @@ def test_the_pasted_server_serves():
     assert process.returncode == 0 and "Traceback" not in errors
 
 
+def test_the_pasted_proxy_asks_the_memcached_behind_it(start_memcached):
+    (command,) = re.findall(r"^    (python -m tornado_memcache proxy .*)$", TEXT, re.MULTILINE)
+    memcached, port = start_memcached(), str(free_port())
+    line = command.replace("11311", port).replace("127.0.0.1:11211", memcached.address).split()
+    process = subprocess.Popen(
+        [sys.executable, *line[1:]],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr.readline().endswith(f"listening on 127.0.0.1:{port}\n")
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=10) as peer:
+            peer.sendall(b"set a 0 0 1\r\n1\r\n")
+            assert peer.recv(100) == b"STORED\r\n"
+    finally:
+        process.terminate()
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 0 and "Traceback" not in errors
+    assert b"\r\n1\r\n" in memcached.ask(b"get a\r\n", b"END\r\n")
+
+
 def test_the_pasted_test_of_ones_own_runs(tmp_path):
     (tmp_path / "app.py").write_text("\n".join(line[4:] for line in BLOCKS[2].splitlines()))
     ran = subprocess.run(
