@@ -149,6 +149,16 @@ STREAMS = {
     "a line without an end": b"x" * 3000,
     "a line of 2000 bytes": b"x" * 2000 + b"\r\n" + b"set a" + b" " * 2000 + b"0 0 1\r\n1\r\n",
     "a long get": store(b"k", b"1") + b"get" + b" x" * 5000 + b" k\r\n",
+    "one wins, and again when it is invalidated": b"mg k N30 t\r\nmg k N30\r\nmn\r\n"
+    b"md k I T60\r\nmg k t v\r\nmg k t v\r\nmn\r\nmd k I\r\nmg k\r\nmn\r\nms k 1 C1 I\r\nx\r\n"
+    b"mg k v\r\nmg k v\r\nmn\r\nms k 1 T90\r\ny\r\nmg k R30 t\r\nmg k R120 t\r\nmg k R120 t\r\n"
+    b"mn\r\nmd k I q\r\nmg k R120 t v\r\n",
+    "quiet to the end": b"mg k q\r\nms k 1 q\r\nx\r\nmg k q v\r\nms k 1 ME q\r\ny\r\n"
+    b"ms k 2 q\r\nxyz\r\nmd z q\r\nmd k q\r\nmd k q C9\r\nma k q\r\nma k q N5 J7\r\nma k q v\r\n"
+    b"mg k v q\r\nmn\r\nma k C1 q\r\nmn\r\n",
+    "both dialects": b"ms k 2 F5 T90\r\n10\r\ngets k\r\nincr k 5\r\nmg k v f t c\r\nmn\r\n"
+    b"append k 5 5 1\r\n0\r\nma k v\r\nmn\r\ntouch k 50\r\ngat 40 k\r\nmg k t h v f\r\nmn\r\n"
+    b"add k 0 0 1\r\nx\r\ndelete k\r\nmg k\r\n",
     "nothing": b"",
 }  # fmt: skip
 
@@ -239,7 +249,8 @@ LINES = listed(b"""
     mg a R30 | mg s | mg s v | mg s v t c f | mg s R90 | mg s N30 | mg s q | mg s u
     mg s k O1 v | mg s T90 t | mg s h l | mg binary k | mg binary k v | mg YmluYXJ5 b k
     mg YmluYXJ5 b k v O1 | mg YmluYXJ5 | mg YmluYXJ5 k b v | mg eg== b k | mg eg== b | mg eg b
-    mg e b | mg e=== b | mg ==== b | mg = b | mg YQ==YQ== b k | mg YQ==Y b k | mg Y-Q-=-= b k
+    mg e b | mg e=== b | mg ==== b | mg = b | mg Zm9vZ=== b k | mg Zm9v==== b k
+    mg YQ==YQ== b k | mg YQ==Y b k | mg Y-Q-=-= b k
     mg Y=Q= b k | mg A=== b | mg YWI= b k | mg YWE= b k | mg YWF= b k | mg a z | mg a !
     mg a v v | mg a k O1 k | mg a M | mg a MX | mg a MXX | mg a I | mg a F1 | mg a Fx | mg a C1
     mg a Cx | mg a D1 | mg a Dx | mg a J1 | mg a Jx | mg a P | mg a L | mg a P/a/b Lc | mg a S

@@ -99,6 +99,8 @@ def test_a_value_that_is_too_large_takes_away_what_was_there_in_every_mode():
         (b"Z=9v", b"d\x0f"),
         (b"Zg", None),
         (b"Z===", None),
+        (b"Zm9vZ===", None),
+        (b"Zm9v====", None),
         (b"====", None),
         (b"-", None),
     ],

@@ -79,11 +79,13 @@ def test_a_stale_item_is_served_while_one_makes_it_anew(ask, clock):
     assert ask(b"md", flags=b"I T30") == b"HD"
     assert ask(b"mg", flags=b"v t c") == (b"VA t30 c2 X W", b"old")
     assert ask(b"mg", flags=b"v t c") == (b"VA t30 c2 Z X", b"old")
+    assert ask(b"md", flags=b"I") == b"HD"
+    assert ask(b"mg", flags=b"c") == b"HD c3 X W"
     # Who had it from before may store it as stale; who won stores it as new.
     assert ask(b"ms", flags=b"C1 T90", value=b"older") == b"EX"
-    assert ask(b"ms", flags=b"C1 I T90 c", value=b"older") == b"HD c3"
+    assert ask(b"ms", flags=b"C1 I T90 c", value=b"older") == b"HD c4"
     assert ask(b"mg", flags=b"v t") == (b"VA t30 Z X", b"older")
-    assert ask(b"ms", flags=b"C3 T90", value=b"new") == b"HD"
+    assert ask(b"ms", flags=b"C4 T90", value=b"new") == b"HD"
     assert ask(b"mg", flags=b"v t") == (b"VA t90", b"new")
 
 
