@@ -56,6 +56,29 @@ async def test_out_of_descriptors_it_pauses_says_so_once_a_second_and_goes_on(ex
 
 
 @pytest.mark.gen_test
+async def test_a_client_is_never_counted_twice():
+    async with Door(version, max_clients=20) as server:
+        seen, peers = [0], []
+        loop = asyncio.get_running_loop()
+
+        def look():
+            seen.append(server.door.connected)
+            looking.append(loop.call_soon(look))
+
+        looking = [loop.call_soon(look)]
+        for _ in range(20):
+            peers.append(await connect(server))
+        for reader, writer in peers:
+            writer.write(b"version\r\n")
+            assert await reader.readline() == VERSION
+        looking[-1].cancel()
+        assert max(seen) == server.door.connected == 20
+        assert not server.door.sent_away
+        for _, writer in peers:
+            await leave(writer)
+
+
+@pytest.mark.gen_test
 async def test_who_leaves_makes_room_at_once(expect_log):
     expect_log("tornado_memcache.door", "no clients are let in", times=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -82,6 +82,8 @@ class FrontDoor:
         self._guests: set[Guest] = set()
         #: Those who are still shaking hands.
         self._greeting: dict[asyncio.Task[Any], socket.socket] = {}
+        #: How many of them have not come in. (A task ends a turn or two after its client came.)
+        self._coming = 0
         self._paused: object | None = None
         self._looking: object | None = None
         self._told_at = float("-inf")
@@ -93,7 +95,7 @@ class FrontDoor:
     @property
     def connected(self) -> int:
         """How many clients are connected."""
-        return len(self._guests) + len(self._greeting)
+        return len(self._guests) + self._coming
 
     @property
     def listening(self) -> bool:
@@ -149,6 +151,7 @@ class FrontDoor:
             sock.close()
             return
         self.accepted += 1
+        self._coming += 1
         timeout = HANDSHAKE if self._ssl is not None else None
         coming = self.loop.connect_accepted_socket(
             lambda: Guest(self, self._reader()), sock, ssl=self._ssl, ssl_handshake_timeout=timeout
@@ -160,6 +163,7 @@ class FrontDoor:
     def _greeted(self, task: "asyncio.Task[Any]") -> None:
         del self._greeting[task]
         if (error := task.exception()) is not None:
+            self._coming -= 1
             self.sent_away["no handshake"] += 1
             logger.info("a client did not come in: %s", error)
 
@@ -179,6 +183,7 @@ class FrontDoor:
     def came(self, guest: Guest) -> None:
         """Notes a client that has come in."""
         self._guests.add(guest)
+        self._coming -= 1
         if not self._sockets:
             guest.abort()
 
