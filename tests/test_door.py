@@ -146,13 +146,16 @@ async def test_draining_answers_what_was_asked_and_lets_nobody_in():
 
 @pytest.mark.gen_test
 async def test_draining_has_an_end():
+    asked = asyncio.Event()
+
     async def handler(request):
+        asked.set()
         await asyncio.Event().wait()
 
     async with Door(handler) as server:
         reader, writer = await connect(server)
         writer.write(b"get a\r\n")
-        await until(lambda: server.door.connected == 1)
+        await asked.wait()
         assert await server.door.drain(0.01) is False
         assert not server.door.connected
         await leave(writer)
