@@ -35,11 +35,13 @@ def fill(port: int) -> None:
     """Stores every key."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as peer:
         peer.sendall(b"".join(b"set %b 0 0 %d\r\n%b\r\n" % (key, SIZE, VALUE) for key in KEYS))
-        left = COUNT * len(b"STORED\r\n")
-        while left:
-            got = len(peer.recv(65536))
+        answer = b""
+        while answer.count(b"\n") < COUNT:
+            got = peer.recv(65536)
             assert got, "it closed the connection"
-            left -= got
+            answer += got
+        refused = [line for line in answer.splitlines() if line != b"STORED"]
+        assert not refused, refused[0]
 
 
 def pieces(depth: int, keys: int) -> list[tuple[bytes, int]]:

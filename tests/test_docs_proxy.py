@@ -94,7 +94,8 @@ def test_the_limits_are_told_with_their_defaults() -> None:
     for name, default in told.items():
         if name != "max-value-size":
             there = OF_PROXY[name].default
-            assert default == {16 * 2**20: "16", None: "none"}.get(there, f"{there:.0f}"), name
+            shown = "none" if there is None else "16" if there == 16 * 2**20 else f"{there:.0f}"
+            assert default == shown, name
     assert f"up to {UNDER_WAY} are under way" in TEXT
 
 
