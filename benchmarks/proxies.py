@@ -135,7 +135,7 @@ def targets(servers: list[Memcached], folder: Path) -> Iterator[list[Target]]:
         for count in (1, 2):
             port = free_port()
             line = [sys.executable, "-m", "tornado_memcache", "proxy", f"--processes={count}",
-                    f"--listen=127.0.0.1:{port}"]  # fmt: skip
+                    f"--listen=127.0.0.1:{port}", "--request-timeout=5"]  # fmt: skip
             line += [f"--server={server.address}" for server in servers]
             on = first if count == 1 or not first else f"{first},{last}"
             running = stack.enter_context(process(line, port, on))

@@ -28,8 +28,8 @@ REFUSED = frozenset(
 )
 #: The same, of what stands behind ``stats``.
 REFUSED_STATS = frozenset(b"reset cachedump detail".split())
-#: What belongs to one server is not asked of several.
-_OF_ONE_SERVER = REFUSED - frozenset(b"flush_all verbosity cache_memlimit".split())
+#: What is told by one server, line by line as it likes, is not asked of several.
+_STATS_OF_ONE = frozenset(b"cachedump detail conns sizes_enable sizes_disable".split())
 #: Numbers of ``stats`` that several servers have, and that mean nothing when they are added.
 _NOT_ADDED = frozenset("pid uptime time pointer_size rusage_user rusage_system".split())
 _OK = Reply(b"OK")
@@ -174,9 +174,8 @@ class Proxy:
         if not request.keys:
             raise InvalidRequest(f"{request.asked()} is not passed on")
         asked = _fitting(request)
-        if b"q" in asked.argument:  # quiet: the reply is owed to us, if not to the client
-            words = [word for word in asked.argument.split(b" ") if word != b"q"]
-            asked = asked._replace(argument=b" ".join(words))
+        if asked.argument:
+            asked = asked._replace(argument=_passed(asked))
         relay = self._relay_of(request.keys[0])
         relay.flush()  # (what was asked before leaves before)
         return relay.client.request(asked)
@@ -205,7 +204,7 @@ class Proxy:
             return Reply(b"END", stats={name: str(fact) for name, fact in self.told().items()})
         if words[0] in REFUSED_STATS and not self.allow_all:
             raise ClientError(f"stats {words[0].decode()} is not allowed here")
-        if words[0] in (b"cachedump", b"detail", b"conns"):
+        if words[0] in _STATS_OF_ONE:
             raise ClientError(f"stats {words[0].decode()} is of one server: ask it")
         asked = request._replace(argument=request.argument.strip())
         return _all_stats(self._asked_of_all(asked))
@@ -244,6 +243,17 @@ async def _all_stats(asked: Iterable[Awaitable[Any]]) -> Reply:
 
 def _as_it_is(reply: Reply) -> Reply:
     return reply
+
+
+def _passed(request: Request) -> bytes:
+    """Returns the flags of a meta request that go on.
+
+    Not ``q``: the reply is owed to us, if not to the client. Nor ``s`` of
+    ``ms``, to which memcached 1.6.18 has no answer: a reply without it
+    would end a connection that others share.
+    """
+    left = (b"q", b"s") if request.verb == b"ms" else (b"q",)
+    return b" ".join(word for word in request.argument.split(b" ") if word not in left)
 
 
 def _fitting(request: Request) -> Request:
