@@ -18,6 +18,7 @@ from tornado_memcache.server import EmbeddedServer
 from tornado_memcache.store import Store
 from tornado_memcache.store_handler import StoreHandler
 
+from .asked import until
 from .certificates import for_server, trusting
 from .doors import connect, exchange, leave
 from .hand import Hand
@@ -115,6 +116,35 @@ async def test_closing_leaves_nothing_whatever_the_clients_do():
     for reader, writer in peers:
         assert await reader.read() == b""
         await leave(writer)
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_draining_answers_what_was_asked():
+    server = EmbeddedServer()
+    assert await server.drain(1.0) is True
+    server.start()
+    await exchange(server, store(b"a", b"x" * 1_000_000))
+    reader, writer = await connect(server)
+    writer.write(b"get a\r\n" * 20)
+    received = len(await reader.readexactly(1_000_000))
+    draining = asyncio.ensure_future(server.drain(20.0))
+    while data := await reader.read(1 << 20):
+        received += len(data)
+    assert received == 20 * len(b"VALUE a 0 1000000\r\n" + b"x" * 1_000_000 + b"\r\nEND\r\n")
+    assert await draining is True and repr(server) == "<EmbeddedServer stopped>"
+    await leave(writer)
+
+
+@pytest.mark.gen_test
+async def test_draining_has_an_end():
+    server = EmbeddedServer()
+    server.start()
+    await exchange(server, store(b"a", b"x" * 1_000_000))
+    _, writer = await connect(server)
+    writer.write(b"get a\r\n" * 100)
+    await until(lambda: server.store.counts["cmd_get"])
+    assert await server.drain(0.05) is False
+    await leave(writer)
 
 
 @pytest.mark.gen_test

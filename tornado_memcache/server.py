@@ -179,6 +179,18 @@ class EmbeddedServer:
         if door is not None:
             await door.close()
 
+    async def drain(self, timeout: float) -> bool:
+        """Stops listening, has what was asked answered and taken, and then stops.
+
+        After ``timeout`` seconds what is left is closed as it is. Returns
+        True if nothing was.
+        """
+        door, self._door = self._door, None
+        if door is None:
+            return True
+        self._unlink()
+        return await door.drain(timeout)
+
     async def __aenter__(self) -> "EmbeddedServer":
         self.start()
         return self

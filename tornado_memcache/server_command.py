@@ -17,6 +17,8 @@ from .server import EmbeddedServer
 
 logger = logging.getLogger("tornado_memcache.server")
 
+#: What was asked before the signal came has so many seconds to be taken.
+DRAIN = 2.0
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -137,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise OSError(f"cannot listen on {where}: {error.strerror or error}") from None
         logger.info("listening on %s", server.address)
         await told.wait()
-        await server.close()
+        await server.drain(DRAIN)
         logger.info("ended")
 
     return in_foreground(serve)
