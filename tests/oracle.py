@@ -45,6 +45,9 @@ VARIES = (
     # Expired before it was stored: how long ago is memcached's own time.
     (re.compile(rb"\bt42949\d\d\d\d\d\b"), b"t(past)"),
 )
+#: What empties a server and tells its newest cas_unique, and what counts that on by one.
+EMPTIES = b"flush_all\r\nset z 0 0 1\r\n1\r\ngets z\r\ndelete z\r\n"
+COUNTS = b"set z 0 -1 0 noreply\r\n\r\n"
 #: What stands for a cas_unique: ``%CAS%``, ``%CAS+2%``.
 _MARK = re.compile(rb"%CAS(?:\+([0-9]+))?%")
 #: A stream may cross a second, and a thread of memcached's look at a number:
@@ -111,7 +114,7 @@ def asking(address: str) -> Ask:
 
 def newest_cas_unique(ask: Ask) -> int:
     """Empties a server, and returns the newest cas_unique that it has given."""
-    reply = ask(b"flush_all\r\nset z 0 0 1\r\n1\r\ngets z\r\ndelete z\r\n")
+    reply = ask(EMPTIES)
     found = re.search(rb"VALUE z 0 1 (\d+)", reply)
     assert found, reply
     return int(found[1])
@@ -123,7 +126,7 @@ def level(*asks: Ask) -> int:
     for ask, one in zip(asks, newest):
         behind = max(newest) - one
         if behind:
-            answer = ask(b"set z 0 -1 0 noreply\r\n\r\n" * behind + b"mn\r\n")
+            answer = ask(COUNTS * behind + b"mn\r\n")
             assert answer == b"MN\r\n", answer
     return max(newest)
 
