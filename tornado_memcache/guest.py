@@ -237,8 +237,9 @@ class Guest(asyncio.BufferedProtocol):
         blocked = isinstance(first, asyncio.Future) and not first.done()
         if blocked or self._stalled:
             self._hold(answer)
-        elif not self._scheduled:
-            self._later()
+        else:
+            # (all that came in the same segment is there by now: one write takes it)
+            self._go_on()
 
     def _hold(self, answer: "asyncio.Future[Any]") -> None:
         """Counts an answer that has to wait; who brings far more than was thought is sent away."""
