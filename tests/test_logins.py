@@ -57,6 +57,7 @@ def test_what_is_said_at_the_door(data, asked):
     one = reader()
     assert one.receive_data(data) == asked
     assert one.closed is (CLOSE in asked)
+    assert not one.closed or one.receive_data(said(b"alice secret")) == []
     one = reader()
     assert [x for i in range(len(data)) for x in one.receive_data(data[i : i + 1])] == asked
 
@@ -90,6 +91,18 @@ def test_a_client_is_half_way_until_it_is_in():
     assert not one.half_way
     one.receive_data(b"vers")
     assert one.half_way
+
+
+def test_what_is_kept_of_somebody_outside_is_bounded():
+    one = reader()
+    for _ in range(3000):
+        one.receive_data(b"no words of the protocol\r\n" * 100)
+        assert len(one._said) == 0
+    while not one.closed:
+        one.receive_data(b"x" * 1000)
+        assert len(one._said) <= 3048
+    one.receive_data(b"x" * 1_000_000)
+    assert len(one._said) == 0
 
 
 def test_who_asked_and_who_was_refused_is_counted():

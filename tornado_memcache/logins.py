@@ -101,6 +101,8 @@ class LoginReader(RequestReader):
         if not self._outside:
             return super().receive_data(data)
         asked: list[Any] = []
+        if self.closed:
+            return asked
         self._said += data
         while self._outside and not self.closed and (settled := self._next()) is not None:
             if settled.line:
@@ -109,6 +111,7 @@ class LoginReader(RequestReader):
             rest, self._said = bytes(self._said), bytearray()
             asked.extend(super().receive_data(rest))
         elif self.closed:
+            self._said = bytearray()
             asked.append(Settled(closes=True))
         return asked
 
