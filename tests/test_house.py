@@ -40,15 +40,17 @@ PACKAGE = ROOT / NAME
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("arguments", "protocol"),
-    ("credentials",),
+    ("credentials", "meta"),
     ("address", "settings", "serializer", "text", "outcomes", "store"),
-    ("ring", "slots", "text_server", "compression", "pickles", "memcache_arguments", "gutter"),
-    ("gathered", "values", "memcache_values", "tornadoasyncmemcache_values"),
+    ("ring", "refusals", "text_server", "compression", "pickles", "memcache_arguments", "gutter"),
+    ("meta_slots", "values", "memcache_values", "tornadoasyncmemcache_values"),
+    ("slots", "meta_outcomes"),
+    ("gathered",),
     ("outbox", "retry"),
     # -- no pure floors from here on
     ("health", "deadlines"),
     ("lanes", "boundaries", "stream", "memcache_cas", "timers"),
-    ("call", "tls", "fanout", "authentication", "events", "chain"),
+    ("call", "tls", "fanout", "authentication", "events", "chain", "spoken"),
     ("connector",),
     ("connection", "server", "memcache_outcomes"),
     ("choice",),
@@ -56,7 +58,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pool",),
     ("funnel", "upkeep"),
     ("cluster", "commands"),
-    ("migration",),
+    ("migration", "meta_commands"),
     ("submit",),
     ("client",),
     ("discovery",),
@@ -64,7 +66,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
 )
 #: The floors of the pure modules, and what these must not import.
-PURE_FLOORS = 7
+PURE_FLOORS = 9
 IMPURE = {"tornado", "asyncio", "socket", "ssl", "time", "select", "selectors", "threading"}
 #: An asyncio.TimeoutError is no Timeout's base without it.
 PURE_EXCEPTIONS = {("errors", "asyncio")}
@@ -88,6 +90,8 @@ PUBLIC = [
     "Item",
     "ItemTooLarge",
     "MemcacheError",
+    "MetaItem",
+    "MetaUnsupported",
     "MultiResult",
     "NotSerializable",
     "Plain",

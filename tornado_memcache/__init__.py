@@ -17,6 +17,7 @@ from .errors import (
     InvalidServer,
     ItemTooLarge,
     MemcacheError,
+    MetaUnsupported,
     NotSerializable,
     ProtocolError,
     ReplyError,
@@ -28,6 +29,7 @@ from .errors import (
     ValueTooLarge,
 )
 from .funnel import How
+from .meta_outcomes import MetaItem
 from .outcomes import CasUnique, FailedKeys, MultiResult
 from .protocol import Item, Reply, Request
 from .serializer import Plain, Serializer
@@ -49,6 +51,8 @@ __all__ = [
     "Item",
     "ItemTooLarge",
     "MemcacheError",
+    "MetaItem",
+    "MetaUnsupported",
     "MultiResult",
     "NotSerializable",
     "Plain",

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from .arguments import key_bytes
 from .protocol import Reply, Request
 
 if TYPE_CHECKING:
@@ -35,8 +36,10 @@ class Funnel(ABC):
     """The one way of every command; a client gives it."""
 
     @abstractmethod
-    def _locate(self, key: Any) -> "tuple[bytes, Pool]":
-        """Returns the key's bytes on the wire and the pool of its server."""
+    def _locate(
+        self, key: Any, checked: Callable[[Any, bytes], bytes] = key_bytes
+    ) -> "tuple[bytes, Pool]":
+        """Returns the key's bytes, which ``checked(key, prefix)`` gives, and its server's pool."""
 
     @abstractmethod
     def _locate_many(self, keys: "Sequence[Any]") -> "dict[Pool, dict[bytes, Any]]":

@@ -14,6 +14,7 @@ from .chain import Ask, Chain, Outcome, Steps
 from .cluster import Cluster
 from .commands import chunks
 from .errors import ClientClosed, ClientError, InvalidRequest, MemcacheError
+from .meta import read_returned
 from .pool import Pool
 from .protocol import Item, Reply, Request
 from .text import VERBS
@@ -208,7 +209,7 @@ class Migration:
     def _ask_old(self, verb: bytes, keys: Iterable[bytes]) -> _Part:
         """Asks for each of ``keys``, of the new side, alone; returns what that came to."""
         replies = yield [
-            Ask(self._old.cluster.pool_for(key), Request(verb, (key,)), self._old.length, True)
+            Ask(self._old.cluster.pool_for(key), _of(verb, key), self._old.length, True)
             for key in map(self._old_key, keys)
             if key is not None
         ]
@@ -249,9 +250,10 @@ class Migration:
             if isinstance(reply, ClientError):
                 self._tells = False
                 times[key] = self._default()
-            elif isinstance(reply, Reply) and reply.status == b"HD" and reply.number:
-                forever = reply.number < 0
-                times[key] = 0 if forever else wire_exptime(reply.number, time.time)
+            elif isinstance(reply, Reply) and reply.status == b"HD":
+                left = int(read_returned(reply.text)[b"t"])
+                if left:
+                    times[key] = 0 if left < 0 else wire_exptime(left, time.time)
         return times
 
     def _default(self) -> int:
@@ -339,3 +341,8 @@ class Migration:
 
     def __repr__(self) -> str:
         return f"<Migration found={self.found} copied={self.copied} failed={self.failed}>"
+
+
+def _of(verb: bytes, key: bytes) -> Request:
+    """Returns the request for one key; a ``mg`` asks how long the item is still kept."""
+    return Request(verb, (key,), argument=b"t" if verb == b"mg" else b"")

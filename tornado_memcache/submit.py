@@ -18,19 +18,19 @@ from .arguments import check_default, check_hashable, key_bytes
 from .boundaries import Entry, entered
 from .call import CallbackCall, FutureCall, Terms, check_callbacks
 from .cluster import Cluster
-from .commands import Commands
 from .deadlines import Deadlines
 from .errors import InvalidRequest, MemcacheError, Timeout, ValueTooLarge
 from .fanout import Fanout
 from .funnel import How, Key
 from .gutter import shortened
+from .meta_commands import MetaCommands
 from .migration import Migration
 from .outcomes import Replies, outdated
 from .pool import Pool
 from .protocol import Reply, Request, fail
 from .settings import Settings
 from .slots import slot_for
-from .text import check_request
+from .text import check_request, overtaken
 from .values import Values
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 WIRES_KEPT = 4096
 
 
-class Submitter(Commands):
+class Submitter(MetaCommands):
     """Makes each command a call on the pool of its key; whoever derives from it gives the rest."""
 
     #: What is brought over from ``migrate_from``, None without it.
@@ -62,15 +62,17 @@ class Submitter(Commands):
 
     # -- keys
 
-    def _locate(self, key: Any) -> tuple[bytes, Pool]:
+    def _locate(
+        self, key: Any, checked: Callable[[Any, bytes], bytes] = key_bytes
+    ) -> tuple[bytes, Pool]:
         """Returns the key's bytes on the wire and the pool of its server."""
         if type(key) is tuple:
             if len(key) != 2:
                 raise InvalidRequest("key as a tuple must be (route, key)")
-            route, wire = _route(key[0]), key_bytes(key[1], self._prefix)
+            route, wire = _route(key[0]), checked(key[1], self._prefix)
             self._cluster.ready()
             return wire, self._cluster.pool_for(route)
-        wire = key_bytes(key, self._prefix)
+        wire = checked(key, self._prefix)
         self._cluster.ready()
         return wire, self._cluster.pool_for(wire)
 
@@ -194,7 +196,7 @@ class Submitter(Commands):
                 waiter.work = slot
         return future
 
-    get.__doc__ = Commands.get.__doc__
+    get.__doc__ = MetaCommands.get.__doc__
 
     def _submit(
         self, pool: Pool, request: Request, outcome: Callable[[Reply], Any], how: Any
@@ -276,7 +278,7 @@ class Submitter(Commands):
         self._check_request(request)
         pool = self._pool_of(request, route)
         if outdated(request.cas_unique, pool):
-            return self._settle(Reply(b"EXISTS"), how)
+            return self._settle(overtaken(request), how)
         return self._submit(pool, request, _reply, how)
 
     def request_many(
@@ -300,7 +302,7 @@ class Submitter(Commands):
             self._check_request(request)
             pool = self._pool_of(request, route)
             if outdated(request.cas_unique, pool):
-                take(index, Reply(b"EXISTS"), True)
+                take(index, overtaken(request), True)
             else:
                 parts.append((pool, request, partial(take, index)))
         return self._submit_many(parts, replies, how, whole=False)
