@@ -44,7 +44,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("address", "settings", "serializer", "text", "outcomes", "store"),
     ("ring", "refusals", "text_server", "compression", "pickles", "memcache_arguments", "gutter"),
     ("meta_slots", "values", "memcache_values", "tornadoasyncmemcache_values"),
-    ("slots", "meta_outcomes"),
+    ("meta_batches", "meta_outcomes"),
+    ("slots",),
     ("gathered",),
     ("outbox", "retry"),
     # -- no pure floors from here on
@@ -66,7 +67,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
 )
 #: The floors of the pure modules, and what these must not import.
-PURE_FLOORS = 9
+PURE_FLOORS = 10
 IMPURE = {"tornado", "asyncio", "socket", "ssl", "time", "select", "selectors", "threading"}
 #: An asyncio.TimeoutError is no Timeout's base without it.
 PURE_EXCEPTIONS = {("errors", "asyncio")}

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from tornado_memcache import CasUnique, Client, MetaItem
+from tornado_memcache import (
+    CasUnique,
+    Client,
+    ClientError,
+    ConnectionFailed,
+    InvalidKey,
+    InvalidRequest,
+    MetaItem,
+    MetaUnsupported,
+    NotSerializable,
+    ProtocolError,
+    Request,
+    SerializationError,
+    ServerDead,
+    ServerError,
+    ValueTooLarge,
+)
 from tornado_memcache.protocol import STREAMED_BLOCK
+from tornado_memcache.spoken import Spoken
 
-from .asked import STYLES, Asked
+from .asked import STYLES, Asked, meta_known
+from .scripted import Expect, Scripted, Send
 
 ALL = bytes(range(256))
 
@@ -262,3 +281,414 @@ async def test_a_binary_key_is_the_same_item_as_the_plain_one(mc):
     await mc.set("other", "w")
     assert (await mc.meta_get("other", binary=True)).value == "w"
     assert (await mc.debug("other", binary=True))["fetch"] == "yes"
+
+
+# -- ma
+
+
+@pytest.mark.gen_test
+async def test_arithmetic(mc):
+    assert await mc.meta_arithmetic("n") is None
+    first = await mc.meta_arithmetic("n", 5, vivify=30, initial=7, remaining=True)
+    assert first.value == 7 and 28 <= first.remaining <= 30
+    assert (await mc.meta_arithmetic("n", 5)).value == 12
+    assert (await mc.meta_arithmetic("n", 3, mode="decr")).value == 9
+    assert (await mc.meta_arithmetic("n", 2**64 - 1, mode="decr")).value == 0
+    assert (await mc.meta_arithmetic("n", 0)).value == 0
+    lasting = await mc.meta_arithmetic("n", exptime=100, remaining=True)
+    assert lasting.value == 1 and 98 <= lasting.remaining <= 100
+    assert (await mc.meta_arithmetic("m", vivify=0, remaining=True)).value == 0
+    assert (await mc.meta_get("m", remaining=True)).remaining == -1
+
+
+@pytest.mark.gen_test
+async def test_arithmetic_that_compares(mc):
+    await mc.set("n", 1)
+    item = await mc.meta_arithmetic("n", return_cas_unique=True, opaque="o")
+    assert (item.value, item.opaque) == (2, b"o") and type(item.cas_unique) is CasUnique
+    assert (await mc.meta_arithmetic("n", cas_unique=item.cas_unique)).value == 3
+    assert await mc.meta_arithmetic("n", cas_unique=item.cas_unique) is False
+    await mc.set("text", "v")
+    with pytest.raises(ClientError, match="non-numeric"):
+        await mc.meta_arithmetic("text")
+
+
+# -- many keys
+
+
+@pytest.mark.gen_test
+async def test_many_keys_are_asked_in_quiet_batches(mc):
+    values = {f"k{n}": n for n in range(250)}
+    await mc.set_multi(values)
+    found = await mc.meta_get_multi([*values, "none"], cas_unique=True, remaining=True)
+    assert {key: item.value for key, item in found.items()} == values
+    assert found.errors == {} and found["k7"].remaining == -1
+    assert await mc.cas("k7", "x", found["k7"].cas_unique) is True
+    found = await mc.meta_get_multi(["k1", b"k1", ("0", "k1"), "none"], value=False, size=True)
+    assert {key: item.size for key, item in found.items()} == {"k1": 1, b"k1": 1, ("0", "k1"): 1}
+    assert await mc.meta_get_multi([]) == {}
+    won = await mc.meta_get_multi(["new", "k2"], vivify=30)
+    assert (won["new"].won, won["k2"].won) == (True, False)
+
+
+@pytest.mark.gen_test
+async def test_many_keys_are_deleted_or_invalidated_in_quiet_batches(mc):
+    values = {f"k{n}": n for n in range(250)}
+    await mc.set_multi(values)
+    assert await mc.meta_delete_multi(["k0", "k1", "none"], invalidate=True, exptime=30) == []
+    item = await mc.meta_get("k1", remaining=True)
+    assert item.stale and item.won and 28 <= item.remaining <= 30
+    failed = await mc.meta_delete_multi([*values, "none"])
+    assert failed == [] and failed.errors == {}
+    assert await mc.get_multi(values) == {}
+
+
+@pytest.mark.gen_test
+async def test_a_value_that_cannot_be_read_is_left_out_of_many(mc, memcached):
+    memcached.ask(b"set odd 1 0 1\r\nx\r\n")
+    await mc.set("k", "v")
+    found = await mc.meta_get_multi(["odd", "k"])
+    assert list(found) == ["k"]
+    (error,) = found.errors.values()
+    assert isinstance(error, SerializationError) and list(found.errors) == [memcached.address]
+    with pytest.raises(SerializationError):
+        await mc.meta_get_multi(["odd", "k"], strict=True)
+    with pytest.raises(SerializationError):
+        await mc.meta_get("odd")
+    assert (await mc.meta_get("odd", value=False, size=True)).size == 1
+
+
+@pytest.mark.gen_test
+async def test_an_error_within_a_batch_leaves_what_came_and_keeps_the_connection(
+    monkeypatch,
+):
+    monkeypatch.setattr(Spoken, "knows", lambda spoken, slot: True)
+    lines = b"".join(b"mg %b q v f O%d\r\n" % (key, at) for at, key in enumerate(b"a b c".split()))
+    dels = b"".join(b"md %b q O%d\r\n" % (key, at) for at, key in enumerate(b"a b c".split()))
+    script = [
+        Expect(lines + b"mn\r\n"),
+        Send(b"VA 1 f0 O0\r\nx\r\nSERVER_ERROR busy\r\nMN\r\n"),
+        Expect(dels + b"mn\r\n"),
+        Send(b"NF O0\r\nSERVER_ERROR busy\r\nMN\r\n"),
+    ]
+    async with Scripted(script) as server:
+        async with Client([server.address]) as client:
+            found = await client.meta_get_multi(["a", "b", "c"])
+            assert {key: item.value for key, item in found.items()} == {"a": b"x"}
+            assert type(found.errors[server.address]) is ServerError
+            failed = await client.meta_delete_multi(["a", "b", "c"])
+            assert failed == ["b", "c"] or sorted(failed) == ["b", "c"]
+            assert type(failed.errors[server.address]) is ServerError
+            assert server.connections == 1
+
+
+# -- versions
+
+
+class Versioned:
+    """A server that knows E, as far as `Client.set_if_newer` needs it; others write between."""
+
+    def __init__(self) -> None:
+        self.items: dict[bytes, tuple[bytes, int]] = {}
+        self.between: list[tuple[bytes, int]] = []
+        self.asked = 0
+
+    async def __aenter__(self) -> Versioned:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._done: list[asyncio.Task[Any]] = []
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self._server.close()
+        await asyncio.gather(*self._done)
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: Any, writer: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._done.append(task)
+        while line := await reader.readline():
+            verb, *words = line.split()
+            if verb == b"version":
+                writer.write(b"VERSION 1.6.38\r\n")
+            elif verb == b"mg":
+                found = self.items.get(words[0])
+                writer.write(b"HD c%d\r\n" % found[1] if found else b"EN\r\n")
+            else:
+                block = (await reader.readexactly(int(words[1]) + 2))[:-2]
+                writer.write(self._store(words[0], block, words[2:]))
+        writer.close()
+
+    def _store(self, key: bytes, block: bytes, flags: list[bytes]) -> bytes:
+        if self.between:
+            self.items[key] = self.between.pop(0)
+        self.asked += 1
+        tokens = {word[:1]: word[1:] for word in flags}
+        found = self.items.get(key)
+        if b"C" in tokens and (found is None or found[1] != int(tokens[b"C"])):
+            return b"EX\r\n" if found else b"NF\r\n"
+        if tokens.get(b"M") == b"E" and found:
+            return b"NS\r\n"
+        self.items[key] = block, int(tokens[b"E"])
+        return b"HD\r\n"
+
+
+@pytest.mark.gen_test
+async def test_only_what_is_newer_is_stored():
+    async with Versioned() as server, Client([server.address]) as mc:
+        assert await mc.set_if_newer("k", "five", 5) is True
+        assert await mc.set_if_newer("k", "five again", 5) is False
+        assert await mc.set_if_newer("k", "four", 4) is False
+        assert server.items == {b"k": (b"five", 5)}
+        assert await mc.set_if_newer("k", "six", 6, exptime=60, timeout=5) is True
+        assert server.items == {b"k": (b"six", 6)}
+
+
+@pytest.mark.parametrize("there", [None, (b"old", 1)])
+@pytest.mark.gen_test
+async def test_who_was_quicker_is_compared_with_again(there):
+    async with Versioned() as server, Client([server.address]) as mc:
+        server.items = {b"k": there} if there else {}
+        server.between = [(b"w", 3), (b"x", 4)]
+        assert await mc.set_if_newer("k", "seven", 7) is True
+        assert server.items == {b"k": (b"seven", 7)} and server.asked == 3
+        server.between = [(b"newest", 9)]
+        assert await mc.set_if_newer("k", "eight", 8) is False
+        assert server.items == {b"k": (b"newest", 9)}
+
+
+@pytest.mark.gen_test
+async def test_in_whatever_order_writers_come_the_highest_version_stays():
+    async with Versioned() as server:
+        clients = [Client([server.address], max_connections=2) for _ in range(3)]
+        for seed in range(5):
+            versions = list(range(1, 60))
+            random.Random(seed).shuffle(versions)
+            calls = [
+                clients[version % 3].set_if_newer(f"k{seed}", str(version), version)
+                for version in versions
+            ]
+            stored = await asyncio.gather(*calls)
+            assert server.items[b"k%d" % seed] == (b"59", 59)
+            assert stored[versions.index(59)] is True
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.gen_test
+async def test_a_server_that_does_not_know_versions_says_so_and_goes_on(mc, memcached):
+    """memcached 1.6.18 refuses the flag, swallows the block, and answers once."""
+    for call in (
+        lambda: mc.set_if_newer("k", "flush_all\r\n", 5),
+        lambda: mc.meta_set("k", "flush_all\r\n", new_cas_unique=5),
+        lambda: mc.meta_delete("k", invalidate=True, new_cas_unique=5),
+        lambda: mc.meta_arithmetic("k", new_cas_unique=5),
+    ):
+        with pytest.raises(MetaUnsupported, match="older than one of the flags") as caught:
+            await call()
+        assert caught.value.server == memcached.address
+        assert await mc.get("k") is None
+    (pool,) = mc.client._pools
+    assert pool.losses == 0
+
+
+@pytest.mark.gen_test
+async def test_versions_do_not_come_over_from_another_cluster(memcached, start_memcached):
+    old = Client([start_memcached().address])
+    async with Client([memcached.address], migrate_from=old) as client:
+        with pytest.raises(InvalidRequest, match="migrate_from has no version"):
+            client.set_if_newer("k", "v", 1)
+    old.close()
+
+
+# -- bad input: nothing reaches the wire
+
+LONG = "x" * 33
+BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
+    ("meta_get", ("a b",), {}, InvalidKey, "white space"),
+    ("meta_get", ("",), {"binary": True}, InvalidKey, "empty"),
+    ("meta_get", (b"x" * 187,), {"binary": True}, InvalidKey, "187 bytes"),
+    ("meta_get", (5,), {"binary": True}, TypeError, "key must be"),
+    ("meta_get", ("k",), {"binary": 1}, TypeError, "binary must be True or False"),
+    ("meta_get", ("k",), {"value": None}, TypeError, "value must be"),
+    ("meta_get", ("k",), {"cas_unique": 5}, TypeError, "cas_unique must be True or False"),
+    ("meta_get", ("k",), {"opaque": LONG}, InvalidRequest, "opaque must have 1 to 32"),
+    ("meta_get", ("k",), {"opaque": "a b"}, InvalidRequest, "opaque"),
+    ("meta_get", ("k",), {"opaque": ""}, InvalidRequest, "opaque"),
+    ("meta_get", ("k",), {"opaque": 5}, TypeError, "opaque"),
+    ("meta_get", ("k",), {"vivify": 0}, InvalidRequest, "vivify"),
+    ("meta_get", ("k",), {"vivify": -1}, InvalidRequest, "vivify"),
+    ("meta_get", ("k",), {"vivify": "60"}, TypeError, "vivify"),
+    ("meta_get", ("k",), {"touch": 1.5}, TypeError, "touch"),
+    ("meta_get", ("k",), {"touch": timedelta(0)}, InvalidRequest, "touch"),
+    ("meta_get", ("k",), {"recache": -1}, InvalidRequest, "recache"),
+    ("meta_get", ("k",), {"recache": 30.5}, TypeError, "recache"),
+    ("meta_get", ("k",), {"ttl": 5}, TypeError, "unexpected keyword argument 'ttl'"),
+    ("meta_get", ("k",), {"callback": "x"}, TypeError, "callback"),
+    ("meta_get", ("k",), {"timeout": -1}, InvalidRequest, "timeout"),
+    ("meta_set", ("k", None), {}, NotSerializable, "NoneType"),
+    ("meta_set", ("k", b"x" * 2_000_000), {}, ValueTooLarge, "max_value_size"),
+    ("meta_set", ("k", "v", "60"), {}, TypeError, "exptime"),
+    ("meta_set", ("k", "v"), {"mode": "cas"}, InvalidRequest, "mode must be one of"),
+    ("meta_set", ("k", 5), {"mode": "append"}, TypeError, "value to append"),
+    ("meta_set", ("k", "v"), {"cas_unique": "5"}, TypeError, "cas_unique must be an int"),
+    ("meta_set", ("k", "v"), {"cas_unique": -1}, InvalidRequest, "cas_unique"),
+    ("meta_set", ("k", "v"), {"cas_unique": 2**64}, InvalidRequest, "cas_unique"),
+    ("meta_set", ("k", "v"), {"cas_unique": True}, TypeError, "cas_unique"),
+    ("meta_set", ("k", "v"), {"invalidate": True}, InvalidRequest, "invalidate needs cas_unique"),
+    ("meta_set", ("k", "v"), {"new_cas_unique": 0}, InvalidRequest, "new_cas_unique"),
+    ("meta_set", ("k", "v"), {"opaque": LONG}, InvalidRequest, "opaque"),
+    ("meta_delete", ("k",), {"exptime": 5}, InvalidRequest, "needs invalidate"),
+    ("meta_delete", ("k",), {"new_cas_unique": 5}, InvalidRequest, "needs invalidate"),
+    ("meta_delete", ("k",), {"invalidate": "yes"}, TypeError, "invalidate"),
+    ("meta_delete", ("k",), {"cas_unique": 1.0}, TypeError, "cas_unique"),
+    ("meta_arithmetic", ("k", -1), {}, InvalidRequest, "delta"),
+    ("meta_arithmetic", ("k", 2**64), {}, InvalidRequest, "delta"),
+    ("meta_arithmetic", ("k", 1.5), {}, TypeError, "delta"),
+    ("meta_arithmetic", ("k",), {"mode": "add"}, InvalidRequest, "mode"),
+    ("meta_arithmetic", ("k",), {"initial": 5}, InvalidRequest, "initial"),
+    ("meta_arithmetic", ("k",), {"initial": -5, "vivify": 5}, InvalidRequest, "initial"),
+    ("meta_arithmetic", ("k",), {"vivify": -1}, InvalidRequest, "vivify"),
+    ("meta_get_multi", ("abc",), {}, TypeError, "keys must be a list"),
+    ("meta_get_multi", (["k", "a b"],), {}, InvalidKey, "a b"),
+    ("meta_get_multi", (["k"],), {"vivify": 0}, InvalidRequest, "vivify"),
+    ("meta_delete_multi", ("abc",), {}, TypeError, "keys must be a list"),
+    ("meta_delete_multi", (["k"],), {"exptime": 5}, InvalidRequest, "needs invalidate"),
+    ("debug", ("a b",), {}, InvalidKey, "white space"),
+    ("set_if_newer", ("k", "v", 0), {}, InvalidRequest, "version"),
+    ("set_if_newer", ("k", "v", 2**64), {}, InvalidRequest, "version"),
+    ("set_if_newer", ("k", "v", "1"), {}, TypeError, "version"),
+    ("request", (Request(b"mg", (b"k",), argument=b"v q"),), {}, InvalidRequest, "quiet"),
+    ("request", (Request(b"mg", (b"k",), argument=b"v\r\nflush_all"),), {}, InvalidRequest, "flag"),
+    ("request", (Request(b"ms", (b"k",), b"v", argument=b"T5 T6"),), {}, InvalidRequest, "twice"),
+    ("request", (Request(b"mg", (b"k",), argument="v"),), {}, TypeError, "argument must be bytes"),
+    ("request", (Request(b"mn"),), {}, InvalidRequest, "keys"),
+]
+
+
+@pytest.mark.parametrize("name, args, how, kind, told", BAD, ids=lambda one: str(one)[:30])
+@pytest.mark.gen_test
+async def test_bad_input_raises_at_the_call_and_nothing_is_sent(
+    silent, name, args, how, kind, told
+):
+    async with Client([silent.address]) as client:
+        with pytest.raises(kind, match=told):
+            getattr(client, name)(*args, **how)
+        if how.get("callback") is None and "timeout" not in how:
+            with pytest.raises(kind, match=told):
+                getattr(client, name)(*args, **how, callback=pytest.fail, fail_callback=pytest.fail)
+        assert silent.connections == 0
+
+
+@pytest.mark.gen_test
+async def test_a_token_of_another_server_or_from_before_a_loss_is_a_change(mc, start_memcached):
+    unique = await mc.meta_set("k", "v", return_cas_unique=True)
+    async with Client([start_memcached().address]) as other:
+        assert await other.meta_set("k", "v", cas_unique=unique) is False
+        assert await other.meta_delete("k", cas_unique=unique) is False
+        assert await other.meta_arithmetic("k", cas_unique=unique) is False
+        request = Request(b"ms", (b"k",), b"v", cas_unique=unique, argument=b"C1")
+        assert (await other.request(request)).status == b"EX"
+    mc.client.disconnect()
+    assert await mc.meta_set("k", "w", cas_unique=unique) is False
+    assert await mc.get("k") == "v"
+
+
+# -- replies that are not what was asked for
+
+
+@pytest.mark.usefixtures(meta_known.__name__)
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"VA 1 f0 kk Oyou\r\nx\r\n", b"VA 1 f0 kother Ome\r\nx\r\n", b"VA 1 f0 kk\r\nx\r\n",
+        b"HD f0 kk Ome\r\n", b"NF\r\n", b"MN\r\n", b"VA 1 f0 kk Ome W Z\r\nx\r\n",
+        b"VA 99999999 f0 kk Ome\r\n", b"VA -1 f0 kk Ome\r\n\r\n", b"VA 1 f0 kk Ome W1\r\nx\r\n",
+        b"VA 1 f0 kk Ome\r\nxx\r\n", b"END\r\n", b"EN Oyou\r\n",
+    ],
+)  # fmt: skip
+@pytest.mark.gen_test
+async def test_another_reply_is_a_protocol_error_and_closes_the_connection(reply, expect_log):
+    expect_log("tornado_memcache", "fails: ")
+    again = [Expect(b"mg k v f k Ome\r\n"), Send(b"VA 1 f0 kk Ome\r\nv\r\n")]
+    async with Scripted([Expect(b"mg k v f k Ome\r\n"), Send(reply)], again) as server:
+        async with Client([server.address]) as client:
+            with pytest.raises(ProtocolError) as caught:
+                await client.meta_get("k", opaque="me")
+            assert not caught.value.connection_survives and "xx" not in str(caught.value)
+            assert (await client.meta_get("k", opaque="me")).value == b"v"
+            assert server.connections == 2
+
+
+# -- dead servers, other clusters
+
+
+@pytest.mark.gen_test
+async def test_reads_of_a_dead_server_are_misses_where_that_is_wanted(start_memcached, troubles):
+    server = start_memcached()
+    async with Client([server.address], on_dead="miss") as client:
+        await client.meta_set("k", "v")
+        server.kill()
+        for _ in range(100):
+            try:
+                await client.set("k", "v")
+            except (ConnectionFailed, ServerDead) as error:
+                if isinstance(error, ServerDead):
+                    break
+        client._pools[0].health.dead_until = float("inf")
+        assert await client.meta_get("k", vivify=30) is None
+        assert await client.debug("k") is None
+        assert await client.meta_get_multi(["k", "l"]) == {}
+        for call in (
+            client.meta_set("k", "v"),
+            client.meta_delete("k"),
+            client.meta_arithmetic("k"),
+        ):
+            with pytest.raises(ServerDead):
+                await call
+
+
+@pytest.mark.gen_test
+async def test_what_is_missing_comes_over_from_the_old_cluster(memcached, start_memcached):
+    old = Client([start_memcached().address])
+    async with Client([memcached.address], migrate_from=old) as client:
+        await old.set_multi({key: key for key in ("get", "add", "join", "inv", "viv", "many")})
+        await old.set_multi({"n": 5, "set": "old", "del": "old"})
+        item = await client.meta_get("get", remaining=True)
+        assert (item.value, item.remaining) == ("get", -1)
+        assert await client.meta_set("add", "new", mode="add") is False
+        assert await client.meta_set("join", "ed", mode="append") is True
+        assert (await client.meta_get("join")).value == "joined"
+        assert (await client.meta_arithmetic("n")).value == 6
+        assert await client.meta_set("set", "new") is True
+        assert await client.meta_delete("inv", invalidate=True, exptime=60) is True
+        assert (await client.meta_get("inv")).stale is True
+        assert (await client.meta_get("viv", vivify=30)).value == "viv"
+        assert (await client.meta_get("none", vivify=30)).won is True
+        found = await client.meta_get_multi(["many", "nothing"])
+        assert {key: one.value for key, one in found.items()} == {"many": "many"}
+        assert await client.debug("many") is not None
+        # What was changed here never comes back.
+        assert await client.meta_delete("del") is True
+        assert await client.meta_delete_multi(["get", "join", "nothing"]) == []
+        assert await client.meta_get("del") is None
+        assert await client.get_multi(["get", "del", "join"]) == {}
+        assert await old.get_multi(["set", "del", "get", "join", "n", "inv"]) == {}
+        assert client.migration.failed == 0
+
+
+@pytest.mark.gen_test
+async def test_binary_keys_do_not_come_over(memcached, silent):
+    old = Client([silent.address])
+    async with Client([memcached.address], migrate_from=old) as client:
+        for call in (
+            lambda: client.meta_get(b"a\r\nflush_all", binary=True),
+            lambda: client.meta_set(b"a b", "v", binary=True),
+            lambda: client.request(Request(b"mg", (b"a b",), argument=b"v b")),
+            lambda: client.request_many([Request(b"mg", (b"a b",), argument=b"v b")]),
+        ):
+            with pytest.raises(InvalidRequest, match="binary keys cannot be used together"):
+                call()
+        assert silent.connections == 0
+    old.close()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import ClientError, MemcacheError, ProtocolError, shown
+from .meta_batches import QUIET, BatchSlot
 from .meta_slots import MetaSlot
 from .protocol import (
     STREAMED_BLOCK,
@@ -274,11 +275,8 @@ def slot_for(
 ) -> Slot:
     """Returns the slot of this dialect for ``request``."""
     shape = VERBS[request.verb].shape
-    kind = _KINDS.get(shape, TextSlot)
-    return kind(request, waiter, outcome, deadline)
-
-
-_KINDS: dict[str, type[RetrievalSlot | MetaSlot]] = {
-    "retrieval": RetrievalSlot,
-    "meta": MetaSlot,
-}
+    if shape == "meta":
+        kind = BatchSlot if request.argument.startswith(QUIET) else MetaSlot
+        return kind(request, waiter, outcome, deadline)
+    kind_of_text = RetrievalSlot if shape == "retrieval" else TextSlot
+    return kind_of_text(request, waiter, outcome, deadline)

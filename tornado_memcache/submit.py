@@ -17,6 +17,7 @@ from . import deadlines
 from .arguments import check_default, check_hashable, key_bytes
 from .boundaries import Entry, entered
 from .call import CallbackCall, FutureCall, Terms, check_callbacks
+from .chain import Ask, Chain, Steps
 from .cluster import Cluster
 from .deadlines import Deadlines
 from .errors import InvalidRequest, MemcacheError, Timeout, ValueTooLarge
@@ -202,6 +203,8 @@ class Submitter(MetaCommands):
         self, pool: Pool, request: Request, outcome: Callable[[Reply], Any], how: Any
     ) -> "asyncio.Future[Any]":
         migration = self.migration and self.migration.ready()
+        if migration is not None:
+            migration.check(request)
         waiter, future = self._begin(None, request, **how)
         if waiter is not None and migration is not None:
             chain = migration.chain(pool, request, waiter, outcome)
@@ -230,6 +233,9 @@ class Submitter(MetaCommands):
         if not parts:
             return self._settle(result, how)
         migration = self.migration and self.migration.ready()
+        if migration is not None:
+            for _, request, _ in parts:
+                migration.check(request)
         waiter, future = self._begin(None, parts[0][1], **how)
         if waiter is None:
             return future
@@ -251,6 +257,26 @@ class Submitter(MetaCommands):
         for one in begin:
             one()
         return future
+
+    def _submit_steps(
+        self, request: Request, steps: Steps, outcome: Callable[[Reply], Any], how: Any
+    ) -> "asyncio.Future[Any]":
+        waiter, future = self._begin(None, request, **how)
+        if waiter is not None:
+            loop, register = self._cluster.loop, self._cluster.deadlines
+            assert loop is not None and register is not None
+            length, told = self._settings.request_timeout, request.asked()
+            chain = Chain(waiter, steps, outcome, told, loop, register, length, _nothing)
+            if waiter.__class__ is not asyncio.Future:
+                waiter.work = chain
+            chain.start()
+        return future
+
+    def _ask(self, pool: Pool, request: Request) -> Steps:
+        (reply,) = yield [Ask(pool, request, self._settings.request_timeout)]
+        if isinstance(reply, MemcacheError):
+            raise reply
+        return reply
 
     def _settle(self, result: Any, how: Any) -> "asyncio.Future[Any]":
         """Gives an outcome that needs no server, on a later tick."""
@@ -351,6 +377,10 @@ def _with_route(request: Any) -> tuple[Request, Any]:
 
 def _reply(reply: Reply) -> Reply:
     return reply
+
+
+def _nothing(chain: Chain) -> None:
+    """Nobody waits for its end but its caller."""
 
 
 def _ends_at_once(
