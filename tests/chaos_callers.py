@@ -14,7 +14,7 @@ from typing import Any
 
 from tornado_memcache import Client, MemcacheError, boundary
 
-from .chaos_commands import MISSING, Command, Several
+from .chaos_commands import META, MISSING, Command, Several
 from .chaos_groups import Group
 from .chaos_values import OwnedKey, make_value
 from .chaos_witness import CALL, Call, Witness, clock
@@ -180,7 +180,9 @@ class Caller:
         command.raw = self.world.raw and rng.random() < 0.15
         if command.raw and verb in ("delete", "incr", "decr", "touch"):
             command.noreply = rng.random() < 0.1
-        if verb in ("get", "gat") and not command.raw and rng.random() < 0.2:
+        if verb in META and not (command.raw or command.noreply):
+            command.meta = rng.random() < 0.2
+        if verb in ("get", "gat") and not (command.raw or command.meta) and rng.random() < 0.2:
             command.default = MISSING
         return command
 
@@ -269,6 +271,7 @@ class Caller:
         """One call for several keys."""
         rng = self.rng
         verbs = ["get_multi", "gets_multi", "set_multi", "delete_multi"]
+        verbs += ["meta_get_multi", "meta_delete_multi"]
         verb = rng.choice(verbs + ["request_many"] * self.world.raw)
         keys = {key.name: key for key in (self.key() for _ in range(rng.randrange(1, 12)))}
         commands = []
@@ -280,7 +283,7 @@ class Caller:
             elif verb == "set_multi":
                 commands.append(Command("set", key.name, self.value(key.name, key.kind)))
             else:
-                commands.append(Command(verb.split("_")[0], key.name))
+                commands.append(Command(verb.split("_")[-2], key.name, meta="meta" in verb))
         judgement = Judgement(self.world)
         for key in keys.values():
             judgement.note(key)

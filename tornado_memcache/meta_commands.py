@@ -513,15 +513,19 @@ def _compared(cas_unique: Any) -> list[bytes]:
 
 
 def _changing(touch: Any, vivify: Any, recache: Any) -> list[bytes]:
-    """Returns the flags of a mg that changes the item."""
+    """Returns the flags of a mg that changes the item.
+
+    In this order recache goes by the exptime from before the touch, and what
+    a vivify makes has the exptime that is its own.
+    """
     flags = []
+    if recache is not None:
+        flags.append(b"R%d" % check_integer("recache", recache, 0, LONGEST_LENGTH))
     if touch is not None:
         flags.append(b"T%d" % wire_exptime(touch, time.time, "touch"))
     if vivify is not None:
         # (Else nobody could win where a winner dies.)
         flags.append(b"N%d" % _lasting("vivify", vivify, 1))
-    if recache is not None:
-        flags.append(b"R%d" % check_integer("recache", recache, 0, LONGEST_LENGTH))
     return flags
 
 
