@@ -283,7 +283,7 @@ MUTANTS = [
         "what a callback raises goes into the reader and closes the connection",
         "boundaries",
         "    except (Exception, asyncio.CancelledError) as error:\n"
-        "        _raised_by(callback, error, context, entry)\n"
+        "        raised_by(callback, error, context, entry)\n"
         "        return\n",
         "    except ZeroDivisionError:\n        return\n",
         "test_call test_client",

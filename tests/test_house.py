@@ -52,7 +52,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("health", "deadlines"),
     ("lanes", "boundaries", "stream", "memcache_cas", "timers"),
     ("call", "tls", "fanout", "authentication", "events", "chain", "spoken"),
+    ("factories", "leases"),
     ("connector",),
+    ("computations",),
     ("connection", "server", "memcache_outcomes"),
     ("choice",),
     ("growth",),
@@ -61,8 +63,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cluster", "commands"),
     ("migration", "meta_commands"),
     ("submit",),
+    ("stampede",),
     ("client",),
-    ("discovery",),
+    ("discovery", "cached"),
     ("memcache", "tornadoasyncmemcache", "web"),
     ("__init__",),
 )
@@ -109,6 +112,7 @@ PUBLIC = [
     "TooManyCalls",
     "ValueTooLarge",
     "boundary",
+    "cached",
 ]
 #: The modules that talk to a terminal.
 MAY_PRINT = {"__main__", "cli"}

@@ -6,6 +6,7 @@ takes the failures of everything that begins under it.
 
 from .address import Server
 from .boundaries import boundary
+from .cached import cached
 from .client import Client
 from .errors import (
     AuthenticationError,
@@ -69,4 +70,5 @@ __all__ = [
     "TooManyCalls",
     "ValueTooLarge",
     "boundary",
+    "cached",
 ]

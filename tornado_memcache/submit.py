@@ -152,7 +152,7 @@ class Submitter(MetaCommands):
             return plain, plain
         else:
             waiter = future = FutureCall(loop, register, terms, default)
-        if terms is not None and _ends_at_once(loop, waiter, terms, asked):
+        if terms is not None and ends_at_once(loop, waiter, terms, asked):
             return None, future
         return waiter, future
 
@@ -383,16 +383,19 @@ def _nothing(chain: Chain) -> None:
     """Nobody waits for its end but its caller."""
 
 
-def _ends_at_once(
-    loop: asyncio.AbstractEventLoop, waiter: Any, terms: Terms, asked: Request | bytes | None
+def ends_at_once(
+    loop: asyncio.AbstractEventLoop, waiter: Any, terms: Terms, asked: Request | bytes | str | None
 ) -> bool:
-    """True if the caller's boundary has ended, or its budget is spent: the call is told so."""
+    """True if the caller's boundary has ended, or its budget is spent: the call is told so.
+
+    ``asked`` names it: its request, the key of a get, or as a message says it.
+    """
     if terms.entry is not None and (ended := terms.entry.ended_by()) is not None:
         loop.call_soon(_cancel, waiter, ended, context=Context())
         return True
     if terms.own_deadline is not None and terms.own_deadline <= deadlines.clock():
-        request = Request(b"get", (asked,)) if isinstance(asked, bytes) else asked
-        told = request.asked() if request is not None else ""
+        asked = Request(b"get", (asked,)) if isinstance(asked, bytes) else asked
+        told = asked.asked() if isinstance(asked, Request) else asked or ""
         late = Timeout("its deadline had passed before it was made", phase="waiting", asked=told)
         loop.call_soon(fail, waiter, late, context=Context())
         return True
