@@ -13,8 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tornado_memcache import Client, Request
+import pytest
+
+from tornado_memcache import Client, MetaItem, Request
 from tornado_memcache.connection import Connection
+from tornado_memcache.spoken import Spoken
 
 #: Seconds that anything gets to come true, on a machine that does other things too.
 PATIENCE = 30.0
@@ -94,6 +97,12 @@ def lost(client: Client) -> int:
     """Returns a number that grows with each connection that the only pool has lost."""
     (pool,) = client._pools
     return pool.losses
+
+
+@pytest.fixture
+def meta_known(monkeypatch: Any) -> None:
+    """Has every server taken for one that speaks meta, so that nobody asks for its version."""
+    monkeypatch.setattr(Spoken, "knows", lambda spoken, slot: True)
 
 
 def hand_overs(monkeypatch: Any) -> list[int]:
@@ -189,6 +198,27 @@ EXCHANGES = [
     Exchange("flush_all", lambda mc, **how: mc.flush_all(**how),
              b"flush_all\r\n", b"OK\r\n", True),
     Exchange("request", lambda mc, **how: mc.request(Request(b"touch", (b"k",)), **how),
-             b"touch k 0\r\n", b"TOUCHED\r\n", (b"TOUCHED", {}, 0, b"", {})),
+             b"touch k 0\r\n", b"TOUCHED\r\n", (b"TOUCHED", {}, 0, b"", {}, b"")),
+    Exchange("meta_get", lambda mc, **how: mc.meta_get("k", **how),
+             b"mg k v f k\r\n", b"VA 5 f0 kk\r\nvalue\r\n", MetaItem(b"value", 0, size=5), True),
+    Exchange("meta_get touch", lambda mc, **how: mc.meta_get("k", touch=60, opaque="o", **how),
+             b"mg k T60 v f k Oo\r\n", b"VA 5 f0 kk Oo\r\nvalue\r\n",
+             MetaItem(b"value", 0, size=5, opaque=b"o")),
+    Exchange("meta_get_multi", lambda mc, **how: mc.meta_get_multi(["k", "j"], **how),
+             b"mg k q v f O0\r\nmg j q v f O1\r\nmn\r\n",
+             b"VA 5 f0 O0\r\nvalue\r\nMN\r\n",
+             {"k": MetaItem(b"value", 0, size=5, opaque=b"0")}, True),
+    Exchange("meta_set", lambda mc, **how: mc.meta_set("k", b"value", **how),
+             b"ms k 5\r\nvalue\r\n", b"HD\r\n", True),
+    Exchange("meta_delete", lambda mc, **how: mc.meta_delete("k", **how),
+             b"md k\r\n", b"HD\r\n", True),
+    Exchange("meta_delete_multi", lambda mc, **how: mc.meta_delete_multi(["k"], **how),
+             b"md k q O0\r\nmn\r\n", b"MN\r\n", []),
+    Exchange("meta_arithmetic", lambda mc, **how: mc.meta_arithmetic("k", 3, **how),
+             b"ma k D3 v\r\n", b"VA 1\r\n8\r\n", MetaItem(8, size=1)),
+    Exchange("debug", lambda mc, **how: mc.debug("k", **how),
+             b"me k\r\n", b"ME k exp=-1\r\n", {"exp": "-1"}, True),
+    Exchange("meta_noop", lambda mc, **how: mc.meta_noop(**how),
+             b"mn\r\n", b"MN\r\n", True, True),
 ]  # fmt: skip
 NAMES = [one.name for one in EXCHANGES]

@@ -248,6 +248,9 @@ async def perform(plan: Plan, stage: Stage, report: Report) -> None:
     witness.look()
     for timer in our_timers(loop):
         witness.violated("I3", f"left when nothing is under way: {timer!r}")
+    await until(lambda: not any(map(computes, worlds)), witness.heart)
+    for world in filter(computes, worlds):
+        witness.violated("I8", f"{world.name} computes for nobody: {world.client.computations!r}")
     for world in worlds:
         world.client.close()
     await until(
@@ -260,6 +263,10 @@ async def perform(plan: Plan, stage: Stage, report: Report) -> None:
     witness.heart.stop()
     for name in ("judged", "retired", "damaged"):
         report.facts[name] = sum(getattr(world, name) for world in worlds)
+
+
+def computes(world: World) -> bool:
+    return bool(world.client.computations._all)
 
 
 async def recover(witness: Witness, worlds: list[World]) -> None:

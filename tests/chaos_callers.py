@@ -12,11 +12,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from tornado_memcache import Client, MemcacheError, boundary
+from tornado_memcache import Client, ConnectionFailed, MemcacheError, boundary
 
-from .chaos_commands import MISSING, Command, Several
+from .chaos_commands import META, MISSING, Command, Several
 from .chaos_groups import Group
-from .chaos_values import OwnedKey, make_value
+from .chaos_values import ANSWERED, NEVER, OwnedKey, Step, make_value
 from .chaos_witness import CALL, Call, Witness, clock
 from .chaos_worlds import Judgement, World
 
@@ -42,8 +42,8 @@ class Caller:
         """Makes calls until all callers together have made ``calls``."""
         rng = self.rng
         deeds = [self.burst, self.in_groups, self.one_by_one, self.at_once, self.renewed]
-        deeds += [self.of_others, self.of_servers]
-        weights = [6, 6, 4, 3, 3, 3, 0.3]
+        deeds += [self.of_others, self.of_servers, self.wanted]
+        weights = [6, 6, 4, 3, 3, 3, 0.3, 3]
         while self.witness.calls < calls:
             CALL.set(None)
             try:
@@ -65,7 +65,7 @@ class Caller:
         rng, world = self.rng, self.world
         how: dict[str, Any] = {}
         length = world.request_timeout
-        if rng.random() < 0.3:
+        if rng.random() < 0.3 or isinstance(command, Wanted):  # (a factory has no usual length)
             how["timeout"] = length = world.request_timeout * rng.choice([0.05, 0.3, 1, 1.5, 3])
         last = float("inf") if group is None else group.deadline
         call = Call(self.witness, lambda: f"{command} ({style})", world.strict, length, last)
@@ -180,7 +180,9 @@ class Caller:
         command.raw = self.world.raw and rng.random() < 0.15
         if command.raw and verb in ("delete", "incr", "decr", "touch"):
             command.noreply = rng.random() < 0.1
-        if verb in ("get", "gat") and not command.raw and rng.random() < 0.2:
+        if verb in META and not (command.raw or command.noreply):
+            command.meta = rng.random() < 0.2
+        if verb in ("get", "gat") and not (command.raw or command.meta) and rng.random() < 0.2:
             command.default = MISSING
         return command
 
@@ -269,6 +271,7 @@ class Caller:
         """One call for several keys."""
         rng = self.rng
         verbs = ["get_multi", "gets_multi", "set_multi", "delete_multi"]
+        verbs += ["meta_get_multi", "meta_delete_multi"]
         verb = rng.choice(verbs + ["request_many"] * self.world.raw)
         keys = {key.name: key for key in (self.key() for _ in range(rng.randrange(1, 12)))}
         commands = []
@@ -280,7 +283,7 @@ class Caller:
             elif verb == "set_multi":
                 commands.append(Command("set", key.name, self.value(key.name, key.kind)))
             else:
-                commands.append(Command(verb.split("_")[0], key.name))
+                commands.append(Command(verb.split("_")[-2], key.name, meta="meta" in verb))
         judgement = Judgement(self.world)
         for key in keys.values():
             judgement.note(key)
@@ -331,6 +334,21 @@ class Caller:
             if not self.world.is_wrong_failure(call):
                 self.world.check_whose(command.key, command.step(call.ended, call.result), call)
 
+    async def wanted(self) -> None:
+        """Values that many want, which one computes, or fails to; and invalidations of them."""
+        rng, world = self.rng, self.world
+        calls = []
+        for _ in range(rng.randrange(1, 6)):
+            key = rng.choice(world.wanted)
+            command = Wanted(key, self) if rng.random() < 0.9 else Invalidate(key, rng)
+            style = rng.choice(["future", "callback", "task", "cancel", "wait_for", "alone"])
+            calls.append((command, self.begin(command, style)))
+        for command, call in calls:
+            await call.told
+            if not world.is_wrong_failure(call) and isinstance(command, Wanted):
+                known = ANSWERED if call.ended == "value" else NEVER
+                world.check_whose(command.key, Step("get", None, None, known, call.result), call)
+
     async def of_servers(self) -> None:
         """What is asked of every server; flush_all only where nobody counts on his values."""
         verbs = ["version", "stats"] + ["flush_all"] * (not self.world.strict)
@@ -350,6 +368,53 @@ class _Ask:
 
     def begin(self, client: Client, **how: Any) -> Any:
         return getattr(client, self._verb)(**how)
+
+
+class Wanted:
+    """One get_or_set; its factory is of a random kind, and fails now and then."""
+
+    def __init__(self, key: str, caller: Caller) -> None:
+        self.key = key
+        self._caller = caller
+
+    def __str__(self) -> str:
+        return f"get_or_set {self.key}"
+
+    def begin(self, client: Client, **how: Any) -> Any:
+        rng = self._caller.rng
+        times = {"stale": rng.choice([None, 5]), "early": rng.choice([None, LONG - 1])}
+        lock_timeout = self._caller.world.request_timeout * rng.choice([0.5, 2, 20])
+        factory = rng.choice([self.plain, self.coroutine, self.by_callback])
+        return client.get_or_set(self.key, factory, LONG, lock_timeout=lock_timeout, **times, **how)
+
+    def plain(self) -> Any:
+        if self._caller.rng.random() < 0.1:
+            raise ConnectionFailed("a factory fails, as a database does")
+        return self._caller.value(self.key, bytes)
+
+    async def coroutine(self) -> Any:
+        rng = self._caller.rng
+        await asyncio.sleep(rng.random() * rng.choice([0, 0.01, 0.5]))
+        return self.plain()
+
+    def by_callback(self, callback: Any) -> None:
+        if self._caller.rng.random() < 0.95:  # (else it never says anything)
+            value = self.plain()
+            asyncio.get_running_loop().call_soon(callback, value)
+
+
+class Invalidate:
+    """One invalidate."""
+
+    def __init__(self, key: str, rng: random.Random) -> None:
+        self.key = key
+        self._stale_for = rng.choice([None, 5])
+
+    def __str__(self) -> str:
+        return f"invalidate {self.key}"
+
+    def begin(self, client: Client, **how: Any) -> Any:
+        return client.invalidate(self.key, self._stale_for, **how)
 
 
 async def _awaited(call: Call, future: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tornado_memcache import Client, MemcacheError, Reply, Request
+from tornado_memcache import Client, MemcacheError, MetaItem, Reply, Request
 
 from .chaos_values import ANSWERED, NEVER, UNKNOWN, WRITTEN, Step
 
@@ -39,6 +39,8 @@ class Command:
     exptime: int = 0
     noreply: bool = False
     raw: bool = False
+    #: It is sent as the meta command that does the same (`META`).
+    meta: bool = False
     default: Any = None
     #: For cas: what gets returned.
     token: Any = None
@@ -46,12 +48,15 @@ class Command:
 
     def __str__(self) -> str:
         size = f" {len(self.value)} bytes" if isinstance(self.value, (bytes, str)) else ""
-        return f"{'request ' * self.raw}{self.verb} {self.key}{size}{' noreply' * self.noreply}"
+        way = "request " * self.raw + "meta " * self.meta
+        return f"{way}{self.verb} {self.key}{size}{' noreply' * self.noreply}"
 
     def begin(self, client: Client, **how: Any) -> Any:
         """Makes the call; returns what the client returns."""
         if self.raw:
             return client.request(self.request(), **how)
+        if self.meta:
+            return META[self.verb](client, self, how)
         verb, key = self.verb, self.key
         method: Callable[..., Any] = getattr(client, verb)
         if verb == "cas":
@@ -94,6 +99,10 @@ class Command:
         """Returns the outcome in the words of `Step`: a value, True, False, None, a number."""
         if self.raw:
             return self._answer_of(result)
+        if self.meta and self.verb == "delete":
+            return bool(result)
+        if isinstance(result, MetaItem):
+            return result.value
         if self.verb in ("gets", "gats"):
             return result[0]
         return None if result == MISSING else result
@@ -129,9 +138,30 @@ class Command:
         return step
 
 
+def _meta_set(client: Client, one: Command, how: dict[str, Any]) -> Any:
+    return client.meta_set(one.key, one.value, one.exptime, mode=one.verb, **how)  # type: ignore[arg-type]
+
+
+def _meta_count(client: Client, one: Command, how: dict[str, Any]) -> Any:
+    return client.meta_arithmetic(one.key, one.value, mode=one.verb, **how)  # type: ignore[arg-type]
+
+
+#: How a command is made as a meta command.
+META: dict[str, Callable[[Client, Command, dict[str, Any]], Any]] = {
+    "get": lambda client, one, how: client.meta_get(one.key, hit_before=True, **how),
+    "gat": lambda client, one, how: client.meta_get(one.key, touch=one.exptime, **how),
+    **dict.fromkeys(("set", "add", "replace", "append", "prepend"), _meta_set),
+    "delete": lambda client, one, how: client.meta_delete(one.key, opaque="o", **how),
+    **dict.fromkeys(("incr", "decr"), _meta_count),
+}
+
+
 @dataclass
 class Several:
-    """One call for several keys: get_multi, gets_multi, set_multi, delete_multi, request_many."""
+    """One call for several keys: get_multi, gets_multi, set_multi, delete_multi, request_many.
+
+    And the quiet batches: meta_get_multi and meta_delete_multi.
+    """
 
     verb: str
     commands: list[Command]
@@ -152,7 +182,7 @@ class Several:
         told = [self._told(index, ended, result) for index in range(len(self.commands))]
         steps = [one.step(*end) for one, end in zip(self.commands, told)]
         for step in steps:
-            if self.verb == "delete_multi" and step.known == ANSWERED:
+            if self.verb.endswith("delete_multi") and step.known == ANSWERED:
                 # (which of the two it was is not told, only that there is nothing now)
                 step.verb, step.value, step.answer = "set", None, True
         return steps
@@ -166,7 +196,7 @@ class Several:
         if self.verb == "request_many":
             one = result[index]
             return ("failed" if isinstance(one, MemcacheError) else "value"), one
-        if self.verb in ("set_multi", "delete_multi"):
+        if self.verb in ("set_multi", "delete_multi", "meta_delete_multi"):
             return ("cancelled", None) if command.key in result else ("value", True)
         if command.key in result:
             return "value", result[command.key]

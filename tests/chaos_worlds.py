@@ -69,6 +69,8 @@ class World:
         #: Names of servers to when they lose their items.
         self.losses = losses
         self.shared = [f"{name}:shared:{number}" for number in range(8)]
+        #: Keys that are computed when they are wanted, and by nothing else.
+        self.wanted = [f"{name}:wanted:{number}" for number in range(6)]
         self.counters = [f"{name}:counter:{number}" for number in range(3)]
         #: Keys that others than the owner may read.
         self.known: dict[str, None] = {}

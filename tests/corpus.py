@@ -10,14 +10,16 @@ more than the package: a fuzzer runs without the tests' requirements.
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from tornado_memcache import slots
+from tornado_memcache import meta_slots, slots
 from tornado_memcache.errors import MemcacheError
 from tornado_memcache.gathered import GatheredSlot
+from tornado_memcache.meta_batches import BatchReply
 from tornado_memcache.protocol import (
     END_BYTES,
     MAX_LINE,
@@ -83,15 +85,26 @@ KINDS: tuple[Asked, ...] = (
     Asked(b"version", unconfirmed=True),
     Asked(b"stats", unconfirmed=True),
     Asked(b"config"),
-    Asked(b"mg", (A,)),
+    Asked(b"mg", (A,), argument=b"t"),
+    Asked(b"mg", (A,), argument=b"v f k O1"),
+    Asked(b"mg", (B,), argument=b"N30 c h l s t"),
+    Asked(b"ms", (A,), argument=b"c T30 O1"),
+    Asked(b"ms", (A,), unconfirmed=True, argument=b"MA"),
+    Asked(b"md", (A,), argument=b"I k"),
+    Asked(b"ma", (A,), argument=b"v t"),
+    Asked(b"ma", (A,), argument=b"N0 b k"),
+    Asked(b"mn"),
+    Asked(b"me", (A,)),
+    Asked(b"mg", (A, B, C), argument=b"q v f"),
+    Asked(b"md", (A, B, C), argument=b"q"),
 )
-ONE_LINE = (b"delete", b"touch", b"incr", b"decr", b"flush_all", b"version", b"verbosity", b"mg")
+ONE_LINE = (b"delete", b"touch", b"incr", b"decr", b"flush_all", b"version", b"verbosity")
+META = tuple(asked for asked in KINDS if asked.verb in reference.CODES)
 
 _WORDS: dict[bytes, tuple[bytes, ...]] = {
     **reference.WORDS,
     b"incr": (b"0", b"18446744073709551615", b"007", b"9 ", b"10  ", b"NOT_FOUND"),
     b"decr": (b"0", b"99 ", b"NOT_FOUND"),
-    b"mg": (b"HD t-1", b"HD t0", b"HD t100", b"HD t4294967295", b"EN"),
     b"version": (b"VERSION 1.6.18", b"VERSION ", b"VERSION 1.6.18 (a build) "),
 }
 _STATS = (
@@ -171,8 +184,76 @@ def _items(keys: Sequence[bytes], blocks: Iterable[bytes], cas: bool) -> bytes:
     )
 
 
+#: What may stand behind a letter that a reply returns.
+_TOKENS = {
+    b"c": (b"1", b"18446744073709551615"),
+    b"f": (b"0", b"16", b"4294967295"),
+    b"h": (b"0", b"1"),
+    b"l": (b"0", b"99"),
+    b"s": (b"0", b"4294967295"),
+    b"t": (b"-1", b"0", b"30", b"4294967295"),
+}
+
+
+def _returned(asked: Asked, key: bytes, nth: int) -> bytes:
+    """The flags that a reply returns, with a space before each; ``nth`` chooses the tokens."""
+    words = []
+    for word in asked.argument.split(b" ") if asked.argument else []:
+        letter = word[:1]
+        if letter in _TOKENS:
+            words.append(letter + _TOKENS[letter][nth % len(_TOKENS[letter])])
+        elif letter == b"k":
+            words.append(b"k" + (base64.b64encode(key) if b" b" in asked.argument else key))
+        elif letter in b"Ob":
+            words.append(word)
+    return b"".join(b" " + word for word in words)
+
+
+def _meta_replies(asked: Asked) -> list[bytes]:
+    if asked.verb == b"mn":
+        return [b"MN\r\n"]
+    if asked.argument.startswith(b"q"):
+        return _batch_replies(asked)
+    key = asked.keys[0]
+    if asked.verb == b"me":
+        return [b"ME %b exp=-1 la=0 cas=1\r\n" % key, b"ME YQ== exp=-1\r\n", b"EN\r\n"]
+    found = []
+    for nth, code in enumerate(reference.CODES[asked.verb] * 3):
+        flags = _returned(asked, key, nth)
+        if code == b"VA":
+            blocks = (b"0", b"12  ") if asked.verb == b"ma" else BLOCKS
+            marks = (b"", b" W", b" X Z", b" q9")[nth % 4]
+            found += [
+                b"VA %d%b%b\r\n%b\r\n" % (len(block), flags, marks, block) for block in blocks
+            ]
+        else:
+            found.append(code + flags + b"\r\n")
+            if code not in (b"HD", b"VA"):
+                found.append(code + b"\r\n")
+    value_asked = b"v" in asked.argument
+    return sorted({one for one in found if one[:2] != (b"HD" if value_asked else b"VA")})
+
+
+def _batch_replies(asked: Asked) -> list[bytes]:
+    if asked.verb == b"md":
+        return [b"MN\r\n", b"NF O1\r\nMN\r\n", b"NF O0\r\nEX O2\r\nMN\r\n"]
+    first, last = b"VA 5 f0 O0\r\n\r\nMN\r\r\n", b"VA 0 f16 O2 W\r\n\r\n"
+    refused = b"SERVER_ERROR out of memory\r\n"
+    return [
+        b"MN\r\n",
+        first + b"MN\r\n",
+        last + b"MN\r\n",
+        first + b"EN O1\r\n" + last + b"MN\r\n",
+        first + refused + last + b"MN\r\n",
+        refused * 3 + b"MN\r\n",
+        first + b"CLIENT_ERROR invalid flag\r\n" + b"MN\r\n",
+    ]
+
+
 def good_replies(asked: Asked) -> list[bytes]:
     """Returns good replies to ``asked``, in all their forms."""
+    if asked.verb in reference.CODES:
+        return _meta_replies(asked)
     if asked.verb == b"stats":
         return list(_STATS)
     if asked.verb == b"config":
@@ -234,11 +315,30 @@ LARGE: tuple[Case, ...] = (
     ),
 )
 REFUSED: tuple[Case, ...] = (
-    *(Case((asked,), line) for asked in KINDS for line in ERRORS),
+    *(
+        Case((asked,), line)
+        for asked in KINDS
+        if not asked.argument.startswith(b"q")
+        for line in ERRORS
+    ),
+    *(
+        Case((asked,), line)
+        for asked in META
+        if not asked.argument.startswith(b"q") and not asked.unconfirmed
+        for line in (
+            b"CLIENT_ERROR invalid flag\r\n",
+            b"CLIENT_ERROR invalid or duplicate flag\r\n",
+            b"CLIENT_ERROR opaque token too long\r\n",
+            b"CLIENT_ERROR bad command line format\r\n",
+        )
+    ),
     *(Case((GET_TWO,), value(A, b"v") + line) for line in (*ERRORS, TOO_MANY)),
     *(Case((Asked(b"stats"),), b"STAT a 1\r\n" + line) for line in (*ERRORS, TOO_MANY)),
     *(Case((CONFIG,), b"CONFIG c 0 1\r\nv\r\n" + line) for line in (*ERRORS, TOO_MANY)),
 )
+TIME, FULL = META[0], META[1]
+#: Flags that no reply has.
+ODD_FLAGS = (b"", b"t0", b"W1", b"X0", b"Zz", b"O1", b"kb", b"kYQ==", b"c", b"c-1", b"h2", b"s+1")
 MALFORMED: tuple[Case, ...] = (
     *(Case((asked,), line) for asked in KINDS for line in (*GARBAGE, TOO_MANY)),
     # The reply to another verb.
@@ -251,8 +351,49 @@ MALFORMED: tuple[Case, ...] = (
     ),
     *(Case((Asked(verb, (A,)),), b"END\r\n") for verb in (*STORAGE, b"cas", *ONE_LINE)),
     *(Case((Asked(b"incr", (A,)),), number + b"\r\n") for number in NUMBERS if number != b"v"),
-    *(Case((Asked(b"mg", (A,)),), b"HD t" + n + b"\r\n") for n in (*NUMBERS[1:], b"4294967296")),
-    *(Case((Asked(b"mg", (A,)),), line) for line in (b"HD\r\n", b"VA 1 t0\r\nv\r\n", b"EN \r\n")),
+    *(Case((TIME,), b"HD t" + n + b"\r\n") for n in (*NUMBERS[1:], b"4294967296")),
+    *(Case((TIME,), line) for line in (b"HD\r\n", b"VA 1 t0\r\nv\r\n", b"EN \r\n", b"NF\r\n")),
+    *(Case((TIME,), b"HD t0 %b\r\n" % flag) for flag in ODD_FLAGS),
+    *(Case((FULL,), b"VA %b f0 ka O1\r\nv\r\n" % number) for number in NUMBERS),
+    *(Case((FULL,), b"VA 1 f%b ka O1\r\nv\r\n" % number) for number in NUMBERS),
+    *(
+        Case((FULL,), line)
+        for line in (
+            b"VA\r\n",
+            b"VA 1\r\nv\r\n",
+            b"VA 1 f0 ka\r\nv\r\n",
+            b"VA 1 f0 kb O1\r\nv\r\n",
+            b"VA 1 f0 kYQ== O1\r\nv\r\n",
+            b"VA 1 f0 ka O1 b\r\nv\r\n",
+            b"VA 1 f0 ka O2\r\nv\r\n",
+            b"VA 1 f0 kA O1\r\nv\r\n",
+            b"VA 1 f0 ka O1 W Z\r\nv\r\n",
+            b"VA 1 f0 ka O1\r\nvv\r\n",
+            b"VA 2 f0 ka O1\r\nv\r\nEN",
+            b"VA %d f0 ka O1\r\n" % (LIMIT + 1),
+            b"VA 1099511627776 f0 ka O1\r\n",
+            b"HD f0 ka O1\r\n",
+            b"EN O2\r\n",
+            b"EN kb\r\n",
+            b"MN\r\n",
+        )
+    ),
+    *(Case((KINDS[-6],), b"VA %d t1\r\n%b\r\n" % (len(n), n)) for n in NUMBERS if n != b"0x5"),
+    *(Case((Asked(b"me", (A,)),), line) for line in (b"ME\r\n", b"ME \r\n", b"ME b exp=1\r\n")),
+    *(
+        Case((KINDS[-2],), line)
+        for line in (
+            b"VA 1 f0\r\nv\r\nMN\r\n",
+            b"VA 1 f0 O3\r\nv\r\nMN\r\n",
+            b"VA 1 f0 O-1\r\nv\r\nMN\r\n",
+            b"VA 1 f0 O1\r\nv\r\nVA 1 f0 O1\r\nv\r\nMN\r\n",
+            b"VA 1 f0 O1\r\nv\r\nVA 1 f0 O0\r\nv\r\nMN\r\n",
+            b"SERVER_ERROR x\r\n" * 4 + b"MN\r\n",
+            b"HD f0 O1\r\nMN\r\n",
+            b"NF O1\r\nMN\r\n",
+            b"MN \r\n",
+        )
+    ),
     *(Case((CONFIG,), b"CONFIG c 0 " + n + b"\r\nv\r\nEND\r\n") for n in (*NUMBERS, b"16385")),
     *(
         Case((CONFIG,), line)
@@ -394,11 +535,11 @@ def receive(owed: OwedReplies, data: bytes) -> list[Slot]:
 def streaming_early(block: int = EARLY) -> Iterator[None]:
     """Has blocks of over ``block`` bytes streamed, so that short streams show what long ones do."""
     before = slots.STREAMED_BLOCK
-    slots.STREAMED_BLOCK = block
+    slots.STREAMED_BLOCK = meta_slots.STREAMED_BLOCK = block
     try:
         yield
     finally:
-        slots.STREAMED_BLOCK = before
+        slots.STREAMED_BLOCK = meta_slots.STREAMED_BLOCK = before
 
 
 def _decoded(key: bytes, block: bytes, flags: int) -> tuple[bytes, bytes, int]:
@@ -415,7 +556,8 @@ def slot_of(asked: Asked) -> Slot:
             for _ in range(callers - 1):
                 slot.share(key, Waiting())
     else:
-        slot = slot_for(Request(asked.verb, asked.keys), Waiting(), lambda reply: reply, 0.0)
+        request = Request(asked.verb, asked.keys, argument=asked.argument)
+        slot = slot_for(request, Waiting(), lambda reply: reply, 0.0)
     slot.encode()
     slot.confirms = (b"n",) if asked.unconfirmed else ()
     return slot
@@ -426,7 +568,12 @@ def _name(outcome: Any) -> Any:
         return type(outcome).__name__
     if isinstance(outcome, Reply):
         items = {key: tuple(item) for key, item in outcome.items.items()}
-        return Told(outcome.status, items, outcome.number, outcome.text, outcome.stats)
+        batch = None
+        if isinstance(outcome, BatchReply):
+            replies = {key: _name(one) for key, one in outcome.replies.items()}
+            batch = replies, outcome.unknown, outcome.error and type(outcome.error).__name__
+        told = outcome.number, outcome.text, outcome.stats, outcome.value
+        return Told(outcome.status, items, *told, batch)
     return outcome
 
 

@@ -100,6 +100,10 @@ REQUESTS = (
     b"gat 0 " + b"key " * 600 + b"\r\nversion\r\n",
     b"\x80\0\0\0",
     b"set a -1 0 1\r\nset a 0 x 1\r\nset a 0 0 -1\r\nincr a x\r\ntouch a x\r\n\r\nx\n",
+    b"mg a v t k O1\r\nms a 2 T0 F5\r\n\r\n\r\nmd a I q\r\nma n N0 J5 v\r\nmn\r\n"
+    b"me a\r\nmg YQ== b k\r\n",
+    b"mg a v v\r\nms a 2 MX\r\nab\r\nms a x\r\nmg Y b\r\nma a D1.5\r\nmd\r\nme\r\n"
+    b"mg a q N30 R5\r\nmn\r\n",
     b"set n 0 0 2\r\n10\r\nincr n 5\r\ndecr n 99\r\nset n 0 0 1\r\nx\r\nincr n 1\r\n",
 )
 

@@ -18,6 +18,9 @@ _UINT64 = rb"[0-9]{1,20}"
 _EXPTIME = rb"-?[0-9]{1,10}"
 _NOREPLY = rb"(?: noreply)?"
 
+#: "Flags are single character codes", some with a token behind.
+_FLAGS = rb"(?: [A-Za-z][^\x00-\x20\x7f]*)*"
+
 #: The lines, each by its verbs.
 LINES = (
     rb"(?:get|gets) %b" % _KEYS,
@@ -33,7 +36,10 @@ LINES = (
     rb"verbosity %b%b" % (_UINT32, _NOREPLY),
     rb"stats(?: [!-~]+)*",
     rb"config get [!-~]+",
-    rb"mg %b t" % _ONE,
+    rb"m[gda] %b%b" % (_ONE, _FLAGS),
+    rb"ms %b (?P<bytes>[0-9]+)%b" % (_ONE, _FLAGS),
+    rb"me %b(?: b)?" % _ONE,
+    rb"mn",
 )
 _LINES = [re.compile(line) for line in LINES]
 

@@ -98,7 +98,7 @@ MUTANTS = [
     Mutant(
         "lengths-read-by-int",
         "lengths and flags are read by int(): `+5`, `-1`, `1_0` and other digits pass (aiomcache)",
-        "text",
+        "protocol",
         "    if not _DIGITS.match(digits) or (number := int(digits)) >> bits:\n",
         "    if (number := int(digits)) >> 200:\n",
         "test_faults_malformed test_text",
@@ -132,7 +132,7 @@ MUTANTS = [
     Mutant(
         "noreply-error-attributed",
         "the error of a noreply request is taken for the next one's (pymemcache)",
-        "slots",
+        "refusals",
         "    if slot.confirms:\n",
         "    if False:\n",
         "test_faults_replies test_pool",
@@ -283,7 +283,7 @@ MUTANTS = [
         "what a callback raises goes into the reader and closes the connection",
         "boundaries",
         "    except (Exception, asyncio.CancelledError) as error:\n"
-        "        _raised_by(callback, error, context, entry)\n"
+        "        raised_by(callback, error, context, entry)\n"
         "        return\n",
         "    except ZeroDivisionError:\n        return\n",
         "test_call test_client",

@@ -9,6 +9,7 @@ shares no line with it.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -36,6 +37,8 @@ class Asked(NamedTuple):
     keys: tuple[bytes, ...] = ()
     unconfirmed: bool = False
     callers: tuple[int, ...] = ()
+    #: The flags of a meta command. A batch has q for the first of them, and opaques of its own.
+    argument: bytes = b""
 
 
 class Told(NamedTuple):
@@ -46,6 +49,9 @@ class Told(NamedTuple):
     number: int = 0
     text: bytes = b""
     stats: dict[str, str] = {}
+    value: bytes = b""
+    #: What came of a batch: the replies by key, the keys of which nothing is known, the error.
+    batch: tuple[dict[bytes, Told], frozenset[bytes], str | None] | None = None
 
 
 class Reading(NamedTuple):
@@ -207,16 +213,6 @@ def _read_config(asked: Asked, stream: _Stream) -> _Outcome:
     )
 
 
-def _read_time(asked: Asked, stream: _Stream) -> _Outcome:
-    # EN\r\n   HD t<seconds>\r\n   (-1: it does not expire)
-    line = stream.line()
-    if line == b"EN":
-        return Told(b"EN"), True
-    if line.startswith(b"HD t"):
-        return Told(b"HD", number=-1 if line == b"HD t-1" else _number(line[4:], 32)), True
-    return _error(asked, line, stream), True
-
-
 def _read_items(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
     # VALUE <key> <flags> <bytes> [<cas unique>]\r\n<data block>\r\n ... END\r\n
     # An item is that of the next place that asks for its key, from the last one on and then from
@@ -244,16 +240,151 @@ def _read_items(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
         items[last] = (stream.block(length), flags, cas_unique)
 
 
+#: The codes with which a server answers a meta command.
+CODES: dict[bytes, tuple[bytes, ...]] = {
+    b"mg": (b"HD", b"VA", b"EN"),
+    b"ms": (b"HD", b"NS", b"EX", b"NF"),
+    b"md": (b"HD", b"NF", b"EX"),
+    b"ma": (b"HD", b"VA", b"NF", b"NS", b"EX"),
+    b"mn": (b"MN",),
+    b"me": (b"ME", b"EN"),
+}
+#: How many bits the number behind a returned flag has.
+_BITS = {b"c": 64, b"f": 32, b"h": 1, b"l": 32, b"s": 32, b"t": 32}
+#: memcached swallows the block of a ms after these.
+_SWALLOWED = (b"CLIENT_ERROR invalid flag", b"CLIENT_ERROR opaque token too long")
+
+
+def _flags(words: Sequence[bytes]) -> dict[bytes, bytes]:
+    # "<flags>* are flags returned by the server, based on the command flags."
+    found: dict[bytes, bytes] = {}
+    for word in words:
+        letter, token = word[:1], word[1:]
+        if not letter or letter in found:
+            raise _Broken("ProtocolError")
+        if letter in _BITS and not (letter == b"t" and token == b"-1"):
+            _number(token, _BITS[letter])
+        if letter in (b"W", b"X", b"Z") and token:
+            raise _Broken("ProtocolError")
+        found[letter] = token
+    if b"W" in found and b"Z" in found:
+        raise _Broken("ProtocolError")
+    return found
+
+
+def _asked_flags(asked: Asked) -> dict[bytes, bytes]:
+    return {word[:1]: word[1:] for word in asked.argument.split(b" ") if word}
+
+
+def _check_meta(asked: Asked, code: bytes, flags: dict[bytes, bytes], key: bytes) -> None:
+    wanted = _asked_flags(asked)
+    if b"k" in flags:
+        # "If 'b' flag is sent in the response, and a key is returned via 'k', this
+        # signals to the client that the key is base64 encoded binary."
+        if flags[b"k"] != (base64.b64encode(key) if b"b" in flags else key):
+            raise _Broken("ProtocolError")
+    if code in (b"HD", b"VA"):
+        if (code == b"VA") != (b"v" in wanted):
+            raise _Broken("ProtocolError")
+        if any(letter in b"cfhklOst" and letter not in flags for letter in wanted):
+            raise _Broken("ProtocolError")
+
+
+def _meta_block(asked: Asked, words: list[bytes], stream: _Stream, limit: int) -> bytes:
+    # VA <size> <flags>*\r\n<data block>\r\n
+    block = stream.block(_number(words[1], 63))
+    if asked.verb == b"ma":
+        _number(block.rstrip(b" "), 64)
+    return block
+
+
+def _meta_size(asked: Asked, words: list[bytes], limit: int) -> None:
+    size = _number(words[1], 63) if len(words) > 1 else _number(b"", 63)
+    if size > limit or (asked.verb == b"ma" and size > 20):
+        raise _Broken("ProtocolError")
+
+
+def _meta_error(asked: Asked, line: bytes, stream: _Stream) -> str:
+    error = _error(asked, line, stream)
+    unknown = (b"CLIENT_ERROR invalid flag", b"CLIENT_ERROR invalid or duplicate flag")
+    return "MetaUnsupported" if line in unknown else error
+
+
+def _read_meta(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
+    # <RC> <datalen*> <flag1> <flag2> <...>\r\n
+    line = stream.line()
+    words = line.split(b" ")
+    code, text = words[0], line[3:]
+    if code not in CODES[asked.verb] or line == code + b" ":
+        outcome = _meta_error(asked, line, stream)
+        closes = asked.verb == b"ms" and outcome not in ("ServerError", "ItemTooLarge")
+        return outcome, not closes or line in _SWALLOWED
+    key = asked.keys[0] if asked.keys else b""
+    if code == b"ME":  # ME <key> <k>=<v>*\r\n
+        if words[1:2] not in ([key], [base64.b64encode(key)]):
+            raise _Broken("ProtocolError")
+        return Told(code, text=text), True
+    if code == b"VA":
+        _meta_size(asked, words, limit)
+        text = text.partition(b" ")[2]
+    flags = _flags(text.split(b" ") if text else [])
+    if b"O" in flags and flags[b"O"] != _asked_flags(asked).get(b"O"):
+        raise _Broken("ProtocolError")
+    _check_meta(asked, code, flags, key)
+    block = _meta_block(asked, words, stream, limit) if code == b"VA" else b""
+    return Told(code, text=text, value=block), True
+
+
+def _read_batch(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
+    # "Errors are always returned": without an opaque. "MN\r\n" is behind all.
+    replies: dict[bytes, Told] = {}
+    unknown: set[bytes] = set()
+    failed: list[str] = []
+    last, errors_since = -1, False
+    while True:
+        line = stream.line()
+        words = line.split(b" ")
+        code = words[0]
+        if line == b"MN":
+            number = len(asked.keys)
+        elif code not in CODES[asked.verb] or len(words) < 2:
+            failed.append(_meta_error(asked, line, stream))
+            if len(failed) > len(asked.keys):
+                raise _Broken("ProtocolError")
+            errors_since = True
+            continue
+        else:
+            text = line[3:]
+            if code == b"VA":
+                _meta_size(asked, words, limit)
+                text = text.partition(b" ")[2]
+            flags = _flags(text.split(b" ") if text else [])
+            number = _number(flags.get(b"O", b""), 32)
+            if not last < number < len(asked.keys):
+                raise _Broken("ProtocolError")
+            _check_meta(asked, code, flags, asked.keys[number])
+            block = _meta_block(asked, words, stream, limit) if code == b"VA" else b""
+            replies[asked.keys[number]] = Told(code, text=text, value=block)
+        if errors_since:
+            unknown.update(asked.keys[last + 1 : number])
+        last, errors_since = number, False
+        if line == b"MN":
+            error = failed[0] if failed else None
+            return Told(b"MN", batch=(replies, frozenset(unknown), error)), True
+
+
 def _read_reply(asked: Asked, stream: _Stream, limit: int) -> _Outcome:
     if asked.verb in RETRIEVAL:
         return _read_items(asked, stream, limit)
+    if asked.verb in CODES:
+        quiet = asked.argument.startswith(b"q")
+        return (_read_batch if quiet else _read_meta)(asked, stream, limit)
     readers: dict[bytes, Callable[[Asked, _Stream], _Outcome]] = {
         b"incr": _read_count,
         b"decr": _read_count,
         b"version": _read_version,
         b"stats": _read_stats,
         b"config": _read_config,
-        b"mg": _read_time,
     }
     return readers.get(asked.verb, _read_word)(asked, stream)
 

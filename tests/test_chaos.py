@@ -13,6 +13,7 @@ import pytest
 from tornado_memcache import Client, ConnectionFailed, Reply, Timeout, boundaries
 from tornado_memcache.boundaries import Entry
 from tornado_memcache.call import CallbackCall
+from tornado_memcache.computations import Computation
 from tornado_memcache.deadlines import Deadlines
 from tornado_memcache.gathered import GatheredSlot
 from tornado_memcache.pool import Pool
@@ -172,6 +173,26 @@ def two_outcomes_are_swapped(patch: Patch) -> None:
         real(self)
 
     patch.setattr(GatheredSlot, "deliver", swapped)
+
+
+@breaks("I6")
+def a_computation_gives_what_another_one_has_made(patch: Patch) -> None:
+    real, kept = Computation._give, []
+
+    def mixed(self: Computation, value: Any, callers: Any) -> None:
+        kept.append(value)
+        real(self, kept.pop(0) if len(kept) > 1 else value, callers)
+
+    patch.setattr(Computation, "_give", mixed)
+
+
+@breaks("I8")
+def a_computation_goes_on_when_nobody_wants_it(patch: Patch) -> None:
+    def left(self: Computation, caller: Any) -> None:
+        self._callers.pop(caller, None)
+        LEFT.append(self._end)
+
+    patch.setattr(Computation, "waiter_left", left)
 
 
 @breaks("I6")

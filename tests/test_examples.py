@@ -28,7 +28,14 @@ from .memcacheds import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-SHORT = ("boundary_app", "cluster_app", "counter_app", "hello_await", "hello_callback")
+SHORT = (
+    "boundary_app",
+    "cluster_app",
+    "counter_app",
+    "hello_await",
+    "hello_callback",
+    "stampede_app",
+)
 #: Seconds that a process gets to start or to end.
 PATIENCE = 10.0
 
@@ -207,6 +214,19 @@ def test_cluster_app_serves_while_servers_come_go_and_die(start_memcached):
         servers[2].kill()
         assert {example.get(f"/users/{user}")[0] for user in users} == {503}
         assert set(status().values()) == {None}
+
+
+def test_stampede_app_computes_a_guarded_page_once_where_a_plain_one_takes_all(memcached):
+    with running("stampede_app", MEMCACHED_SERVERS=memcached.address) as example:
+        assert example.process.stdout is not None
+        said = [example.process.stdout.readline() for _ in range(2)]
+        found = [re.fullmatch(r"/(\w+) under load was computed (\d+) times\n", one) for one in said]
+        assert all(found), said
+        computed = {one[1]: int(one[2]) for one in found if one}
+        # (in three seconds, for a second each: once for each second, and not for each visitor)
+        assert 1 <= computed["guarded"] <= 5 and computed["plain"] >= 20
+        for name in computed:
+            assert re.fullmatch(rf"{name} page, number \d+\n", example.get(f"/{name}")[1])
 
 
 def test_the_demo_takes_the_servers_it_is_told(start_memcached):

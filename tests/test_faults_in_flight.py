@@ -22,7 +22,18 @@ from tornado.netutil import Resolver
 
 from tornado_memcache import Client, ConnectionFailed, ItemTooLarge, Reply, Request, Timeout
 
-from .asked import EXCHANGES, NAMES, STYLES, Asked, counts, hand_overs, lost, shorn, until
+from .asked import (
+    EXCHANGES,
+    NAMES,
+    STYLES,
+    Asked,
+    counts,
+    hand_overs,
+    lost,
+    meta_known,
+    shorn,
+    until,
+)
 from .faultproxy import FaultProxy
 from .nonces import fresh, nonce_of
 from .scripted import Close, Expect, HalfClose, Reset, Scripted, Send, Until
@@ -534,6 +545,7 @@ async def test_one_byte_at_a_time_gives_the_right_values(memcached, heard, style
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures(meta_known.__name__)
 @pytest.mark.gen_test(timeout=60)
 async def test_a_reply_that_is_split_at_every_offset_gives_the_right_outcome(name, style, heard):
     exchange = EXCHANGES[NAMES.index(name)]

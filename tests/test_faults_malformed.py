@@ -20,10 +20,13 @@ from tornado_memcache.connection import LONG_REST
 from tornado_memcache.protocol import OwedReplies
 from tornado_memcache.slots import slot_for
 
-from .asked import EXCHANGES, NAMES, STYLES, Asked, counts, lost, until
+from .asked import EXCHANGES, NAMES, STYLES, Asked, counts, lost, meta_known, until
 from .faultproxy import FaultProxy
 from .nonces import fresh, nonce_of
 from .scripted import Expect, Repeat, Scripted, Send
+
+#: What a command is on the wire, without the question for the version before it.
+pytestmark = pytest.mark.usefixtures(meta_known.__name__)
 
 LOG = "tornado_memcache"
 #: A deadline that no test lives to see.

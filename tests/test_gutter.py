@@ -41,6 +41,23 @@ def test_what_sets_no_exptime_is_as_it_was(verb):
     assert shortened(request, 10, lambda: NOW) is request
 
 
+@pytest.mark.parametrize(
+    ("verb", "argument", "stored"),
+    [
+        ("ms", "c F3", "c F3 T10"), ("ms", "T0", "T10"), ("ms", "T60 MA", "T10 MA"),
+        ("ms", "MA", "MA"), ("ms", "MP c", "MP c"), ("ms", "ME", "ME T10"), ("ms", "T-1", "T-1"),
+        ("ms", "T5 C9", "T5 C9"), ("ms", f"T{NOW + 11}", "T10"),
+        ("ms", f"T{NOW + 5}", f"T{NOW + 5}"),
+        ("mg", "N60 T0 R30 v", "N10 T10 R30 v"), ("mg", "v f", "v f"), ("md", "I T0", "I T10"),
+        ("md", "I", "I"), ("md", "", ""), ("ma", "N0 J5 T3 D1", "N10 J5 T3 D1"), ("ma", "", ""),
+    ],
+)  # fmt: skip
+def test_the_exptimes_of_a_meta_command_are_cut(verb, argument, stored):
+    request = Request(verb.encode(), (b"k",), b"v", argument=argument.encode())
+    cut = request._replace(argument=stored.encode())
+    assert shortened(request, 10, lambda: NOW + 0.9) == cut
+
+
 def exptime_of(server, key):
     """Returns how many seconds the item has left, None if there is no such item or no end."""
     line = server.ask(b"mg %b t\r\n" % key.encode())

@@ -40,19 +40,24 @@ PACKAGE = ROOT / NAME
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("arguments", "protocol"),
-    ("credentials",),
+    ("credentials", "meta"),
     ("address", "settings", "serializer", "text", "outcomes", "words", "items", "prefixes"),
-    ("ring", "slots", "compression", "pickles", "memcache_arguments", "gutter"),
+    ("ring", "refusals", "compression", "pickles", "memcache_arguments", "gutter"),
     ("meta_server", "store"),
     ("text_server", "meta_store"),
     ("logins", "store_handler"),
-    ("gathered", "values", "memcache_values", "tornadoasyncmemcache_values"),
+    ("meta_slots", "values", "memcache_values", "tornadoasyncmemcache_values"),
+    ("meta_batches", "meta_outcomes"),
+    ("slots",),
+    ("gathered",),
     ("outbox", "retry"),
     # -- no pure floors from here on
     ("health", "deadlines"),
     ("lanes", "boundaries", "stream", "memcache_cas", "timers"),
-    ("call", "tls", "fanout", "authentication", "events", "chain"),
+    ("call", "tls", "fanout", "authentication", "events", "chain", "spoken"),
+    ("factories", "leases"),
     ("connector", "foreground", "workers"),
+    ("computations",),
     ("connection", "guest", "memcache_outcomes"),
     ("door",),
     ("server",),
@@ -61,10 +66,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pool",),
     ("funnel", "upkeep"),
     ("cluster", "commands"),
-    ("migration",),
+    ("migration", "meta_commands"),
     ("submit",),
+    ("stampede",),
     ("client",),
-    ("discovery",),
+    ("discovery", "cached"),
     ("memcache", "tornadoasyncmemcache", "web", "relay"),
     ("proxy", "proxy_config"),
     ("proxy_server",),
@@ -73,7 +79,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 #: The floors of the pure modules, and what these must not import.
-PURE_FLOORS = 10
+PURE_FLOORS = 13
 IMPURE = {"tornado", "asyncio", "socket", "ssl", "time", "select", "selectors", "threading"}
 #: An asyncio.TimeoutError is no Timeout's base without it.
 PURE_EXCEPTIONS = {("errors", "asyncio")}
@@ -97,6 +103,8 @@ PUBLIC = [
     "Item",
     "ItemTooLarge",
     "MemcacheError",
+    "MetaItem",
+    "MetaUnsupported",
     "MultiResult",
     "NotSerializable",
     "Plain",
@@ -113,6 +121,7 @@ PUBLIC = [
     "TooManyCalls",
     "ValueTooLarge",
     "boundary",
+    "cached",
 ]
 #: The modules that talk to a terminal.
 MAY_PRINT = {"__main__", "cli"}

@@ -41,7 +41,9 @@ from .corpus import (
     LONG_LINES,
     LONGEST,
     MALFORMED,
+    META,
     NUMBERS,
+    ODD_FLAGS,
     PIPELINES,
     REFUSED,
     TOO_MANY,
@@ -231,8 +233,14 @@ def requests(draw: st.DrawFn) -> Asked:
     if draw(st.booleans()):
         return draw(st.sampled_from(KINDS))
     verb, unconfirmed = draw(st.sampled_from(verbs)), draw(st.booleans())
-    if verb in (b"flush_all", b"version", b"verbosity", b"stats"):
+    if verb in (b"flush_all", b"version", b"verbosity", b"stats", b"mn"):
         return Asked(verb, (), unconfirmed)
+    if verb in reference.CODES:
+        asked = draw(st.sampled_from([one for one in META if one.verb == verb]))
+        some = tuple(draw(st.lists(keys, min_size=len(asked.keys), max_size=len(asked.keys))))
+        if len(set(some)) == len(some):
+            return asked._replace(keys=some, unconfirmed=unconfirmed)
+        return asked
     if verb not in RETRIEVAL:
         return Asked(verb, (draw(keys),), unconfirmed)
     asked = tuple(draw(some_keys))
@@ -264,6 +272,7 @@ def replies(draw: st.DrawFn, asked: Asked) -> bytes:
 pieces = st.one_of(
     st.binary(max_size=3),
     st.sampled_from([*GARBAGE, *ERRORS, *NUMBERS, TOO_MANY, b" ", b"\r", b"\n", b"VALUE ", b"0"]),
+    st.sampled_from([*ODD_FLAGS, b"MN\r\n", b"EN\r\n", b"VA 1", b" O1", b" W", b"HD"]),
     st.sampled_from([value(b"a", b"v"), value(b"b", b"v", b"1", b"2"), b"END\r\n", b"STORED\r\n"]),
     st.sampled_from([b"x" * MAX_LINE, b"1" * 20, b"99999", b"%d" % LIMIT]),
 )

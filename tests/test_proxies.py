@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tornado_memcache import Client, ConnectionFailed, ServerError, boundary
+from tornado_memcache import Client, ConnectionFailed, MetaUnsupported, ServerError, boundary
 
 from .asked import until
 from .memcacheds import Memcached, free_port
@@ -243,3 +244,25 @@ async def test_it_takes_no_credentials_and_keeps_none(proxy: Twemproxy, expect_l
             await client.get("k")
     for server in proxy.servers:
         assert server.ask(b"mg tornado_memcache_authentication v\r\n") == b"EN\r\n"
+
+
+@pytest.mark.gen_test
+async def test_meta_commands_fail_and_say_why(proxy: Twemproxy, expect_log: Any) -> None:
+    """Some releases have a version of their own, some close at it, some pass on a server's.
+
+    The last are taken for what they stand before, and close at the command.
+    """
+    expect_log(LOG, "fails|answers", times=range(20))
+    async with Client([proxy.address], request_timeout=5) as client:
+        assert await client.set("k", "v") is True
+        for call in (
+            lambda: client.meta_get("k"),
+            lambda: client.meta_set("k", "flush_all\r\n"),
+            lambda: client.debug("k"),
+            lambda: client.meta_get_multi(["k", "l"]),
+        ):
+            with pytest.raises((MetaUnsupported, ConnectionFailed)) as caught:
+                await call()
+            told = "as a proxy does that does not know this request|needs memcached"
+            assert re.search(told, str(caught.value))
+            assert await client.get("k") == "v"

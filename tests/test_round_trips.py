@@ -410,7 +410,8 @@ _LINES = re.compile(
     rb"|(?P<stored>set|add|replace|append|prepend|cas) [^\x00-\x20\x7f]{1,250}"
     rb" [0-9]{1,10} %b (?P<length>[0-9]{1,7})(?: [0-9]{1,20})?(?: noreply)?"
     rb"|(?P<one>delete|touch|incr|decr) [^\x00-\x20\x7f]{1,250}(?: %b)?(?: noreply)?"
-    rb"|mg [^\x00-\x20\x7f]{1,250} t"
+    rb"|m[gda] [^\x00-\x20\x7f]{1,250}(?: [A-Za-z][^\x00-\x20\x7f]*)*"
+    rb"|me [^\x00-\x20\x7f]{1,250}(?: b)?"
     rb"|flush_all(?: [0-9]{1,10})?|stats(?: [!-~]+)*)\r\n" % (_NUMBER, _NUMBER, _NUMBER)
 )
 

@@ -59,13 +59,31 @@ ENCODED = [
     (Request(b"stats"), b"stats\r\n"),
     (Request(b"stats", argument=b"items"), b"stats items\r\n"),
     (Request(b"config", argument=b"get cluster"), b"config get cluster\r\n"),
-    (Request(b"mg", (KEY,)), b"mg " + KEY + b" t\r\n"),
+    (Request(b"mg", (KEY,)), b"mg " + KEY + b"\r\n"),
+    (Request(b"mg", (b"a",), argument=b"v f t N30 Oabc"), b"mg a v f t N30 Oabc\r\n"),
+    (Request(b"mg", (b"a b\n",), argument=b"v b"), b"mg YSBiCg== v b\r\n"),
+    (Request(b"ms", (b"a",), b"v"), b"ms a 1\r\nv\r\n"),
+    (Request(b"ms", (b"\0",), b"\r\nmn\r\n", argument=b"b T60 F16"),
+     b"ms AA== 6 b T60 F16\r\n\r\nmn\r\n\r\n"),
+    (Request(b"md", (b"a",), argument=b"I T30"), b"md a I T30\r\n"),
+    (Request(b"ma", (b"a",), argument=b"D3 v"), b"ma a D3 v\r\n"),
+    (Request(b"mn"), b"mn\r\n"),
+    (Request(b"me", (b"a",)), b"me a\r\n"),
+    (Request(b"me", (b"\0\r\n",), argument=b"b"), b"me AA0K b\r\n"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("request_", "data"), ENCODED, ids=lambda one: str(one)[:30])
 def test_what_a_request_is_on_the_wire(request_, data):
     assert b"".join(encode_request(request_)) == data
+
+
+@pytest.mark.parametrize("length", [STREAMED_BLOCK, STREAMED_BLOCK + 1])
+def test_a_large_value_of_a_meta_set_is_a_piece_of_its_own(length):
+    value = b"x" * length
+    pieces = encode_request(Request(b"ms", (b"a",), value))
+    assert b"".join(pieces) == b"ms a %d\r\n%b\r\n" % (length, value)
+    assert (len(pieces) > 1) is (length > STREAMED_BLOCK)
 
 
 def test_every_verb_is_in_the_table():
@@ -75,7 +93,7 @@ def test_every_verb_is_in_the_table():
 def test_which_verbs_may_be_tried_again_and_which_write():
     again = {verb for verb, one in VERBS.items() if one.idempotent}
     writes = {verb for verb, one in VERBS.items() if one.writes}
-    assert again == {b"get", b"gets", b"version", b"stats", b"config", b"mg"}
+    assert again == {b"get", b"gets", b"version", b"stats", b"config", b"mg", b"mn", b"me"}
     assert writes == set(VERBS) - again - {b"verbosity"}
 
 
@@ -109,7 +127,10 @@ prefixes = st.sampled_from([b"", b"p:", b"\xc3\xbc", b"x" * 200, b"noreply"])
 
 #: How many words a line has beside its verb, its keys and noreply; storage has three.
 NUMBERS = {b"gat": 1, b"gats": 1, b"cas": 4, b"incr": 1, b"decr": 1, b"touch": 1}
-NUMBERS |= {b"flush_all": 1, b"verbosity": 1, b"stats": 2, b"config": 2, b"mg": 1}
+NUMBERS |= {b"flush_all": 1, b"verbosity": 1, b"stats": 2, b"config": 2}
+NUMBERS |= {b"mg": 3, b"ms": 3, b"md": 2, b"ma": 2, b"mn": 0}
+#: Flags that each meta command takes.
+META = {b"mg": b"v f Oopaque", b"ms": b"T30 F1", b"md": b"I T30", b"ma": b"D1 v"}
 
 
 def _checked(key, prefix):
@@ -148,15 +169,15 @@ def test_an_encoded_line_has_exactly_one_crlf_outside_the_data_block(
     elif shape != "retrieval":
         good = good[:1]
     value = value * (STREAMED_BLOCK if large else 1)
-    arguments = {b"stats": b"items 1", b"verbosity": b"1", b"config": b"get cluster"}
+    arguments = {b"stats": b"items 1", b"verbosity": b"1", b"config": b"get cluster", **META}
     argument = arguments.get(verb, b"")
-    noreply = noreply and shape not in ("retrieval", "version", "stats", "config", "time")
+    noreply = noreply and shape not in ("retrieval", "version", "stats", "config", "meta")
     request = Request(verb, good, value, noreply=noreply, argument=argument, **fields)
     data = b"".join(encode_request(request))
     [written] = requests_in(data)
     assert written.words[0] == verb
     assert written.keys == good
-    assert written.block == (value if shape == "storage" else None)
+    assert written.block == (value if shape == "storage" or verb == b"ms" else None)
     if verb == b"flush_all" and not fields["exptime"]:
         numbers = 0
     else:

@@ -6,6 +6,7 @@ takes the failures of everything that begins under it.
 
 from .address import Server
 from .boundaries import boundary
+from .cached import cached
 from .client import Client
 from .errors import (
     AuthenticationError,
@@ -17,6 +18,7 @@ from .errors import (
     InvalidServer,
     ItemTooLarge,
     MemcacheError,
+    MetaUnsupported,
     NotSerializable,
     ProtocolError,
     ReplyError,
@@ -28,6 +30,7 @@ from .errors import (
     ValueTooLarge,
 )
 from .funnel import How
+from .meta_outcomes import MetaItem
 from .outcomes import CasUnique, FailedKeys, MultiResult
 from .protocol import Item, Reply, Request
 from .serializer import Plain, Serializer
@@ -49,6 +52,8 @@ __all__ = [
     "Item",
     "ItemTooLarge",
     "MemcacheError",
+    "MetaItem",
+    "MetaUnsupported",
     "MultiResult",
     "NotSerializable",
     "Plain",
@@ -65,4 +70,5 @@ __all__ = [
     "TooManyCalls",
     "ValueTooLarge",
     "boundary",
+    "cached",
 ]

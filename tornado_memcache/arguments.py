@@ -13,6 +13,8 @@ from .errors import InvalidKey, InvalidRequest, shown
 
 #: memcached's own limit on the length of a key, in bytes.
 MAX_KEY_LENGTH = 250
+#: So many bytes are, in base64, the longest key that fits.
+MAX_BINARY_KEY_LENGTH = MAX_KEY_LENGTH // 4 * 3
 #: A length above this is an absolute moment to memcached (30 days).
 LONGEST_LENGTH = 60 * 60 * 24 * 30
 
@@ -56,6 +58,28 @@ def _fault_of(wire: bytes, prefix: bytes) -> str:
             f"memcached allows {MAX_KEY_LENGTH}, the prefix included"
         )
     return f"key {shown(wire)} contains white space or a control character"
+
+
+def binary_key_bytes(key: object, prefix: bytes = b"") -> bytes:
+    """Returns ``prefix + key`` as bytes of any kind, for a line that bears them in base64.
+
+    Arguments as for `key_bytes`. Raises `.InvalidKey` for an empty key and
+    for more than 186 bytes, which are 248 in base64.
+    """
+    if isinstance(key, str):
+        wire = prefix + key.encode("utf-8", "surrogatepass")
+    elif isinstance(key, (bytes, bytearray, memoryview)):
+        wire = prefix + bytes(key)
+    else:
+        raise TypeError(f"key must be str or bytes, not {type(key).__name__}")
+    if not len(prefix) < len(wire) <= MAX_BINARY_KEY_LENGTH:
+        raise InvalidKey(
+            "key is empty"
+            if len(wire) == len(prefix)
+            else f"key {shown(wire)} has {len(wire)} bytes; a binary key may have "
+            f"{MAX_BINARY_KEY_LENGTH}, the prefix included"
+        )
+    return wire
 
 
 def is_word(wire: bytes) -> bool:

@@ -326,7 +326,7 @@ def run(
         else:
             result = context.run(_call, callback, argument, entry)
     except (Exception, asyncio.CancelledError) as error:
-        _raised_by(callback, error, context, entry)
+        raised_by(callback, error, context, entry)
         return
     if result is not None and inspect.isawaitable(result):
         _follow(result, callback, context, entry)
@@ -346,9 +346,10 @@ def name_of(function: object) -> str:
     return f"{module}.{name}" if module else str(name)
 
 
-def _raised_by(
-    callback: Callable[..., Any], error: BaseException, context: Context, entry: Entry | None
+def raised_by(
+    callback: object, error: BaseException, context: Context, entry: Entry | None
 ) -> None:
+    """Hands what ``callback`` raised to the boundary that catches it, else to the log."""
     if not raised(error, entry, context):
         _log.error("Exception in callback %s", name_of(callback), exc_info=error)
 
@@ -373,6 +374,6 @@ def _follow(
     def ended(task: "asyncio.Future[Any]") -> None:
         _tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _raised_by(callback, error, context, entry)
+            raised_by(callback, error, context, entry)
 
     task.add_done_callback(ended, context=Context())

@@ -116,11 +116,13 @@ class CallbackCall(_Ending):
         if self._callback is not None:
             boundaries.run(self._callback, result, self._context, self.entry)
 
-    def set_exception(self, error: MemcacheError) -> None:
+    def set_exception(self, error: BaseException) -> None:
         self._done = True
         self._let_go()
         if self._fail_callback is not None:
             boundaries.run(self._fail_callback, error, self._context, self.entry)
+        elif not isinstance(error, MemcacheError):  # (what an application's own code raised)
+            boundaries.raised_by(self._callback, error, self._context, self.entry)
         elif self.entry is not None:
             self.entry.fail(error, self._context)
         else:
@@ -185,7 +187,10 @@ class FutureCall(_Ending, asyncio.Future):  # type: ignore[type-arg]
         super().set_exception(error)
         if self.entry is not None and not self._attached:
             assert self._context is not None
-            self.entry.fail(error, self._context)
+            if isinstance(error, MemcacheError):
+                self.entry.fail(error, self._context)
+            elif boundaries.raised(error, self.entry, self._context):
+                self.exception()  # (told, and so retrieved)
 
     def cancel(self, msg: Any = None) -> bool:
         if self.done():

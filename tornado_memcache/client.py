@@ -15,18 +15,19 @@ from .address import Server
 from .arguments import key_bytes
 from .cluster import Cluster
 from .compression import MAX_DECOMPRESSED
+from .computations import Computations
 from .credentials import checked_credentials
 from .errors import InvalidKey, InvalidRequest
 from .events import Events, OnDown, OnUp
 from .migration import Migration, Side
 from .serializer import Serializer
 from .settings import DEFAULT_VALUE_SIZE, Settings
-from .submit import Submitter
+from .stampede import Stampede
 from .timers import NamedTimer
 from .values import Values
 
 
-class Client(Submitter):
+class Client(Stampede):
     """A client of one or many memcached servers.
 
     ``servers`` is a list of ``"host"``, ``"host:port"``, ``"[v6]:port"``,
@@ -142,8 +143,8 @@ class Client(Submitter):
         told = checked_credentials(username, password), Events(on_server_up, on_server_down)
         self._cluster = Cluster(servers, self._settings, ring, gutter, resolver, ssl, *told)
         self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
-        self._decode, self._raw_flags = self._values.decode, self._values.raw_flags
-        self._prefix, self._wires = _checked_prefix(key_prefix), {}
+        self._decode, self._raw_flags, self._wires = self._values.decode, self._values.raw_flags, {}
+        self._prefix, self.computations = _checked_prefix(key_prefix), Computations(self._values)
         self.migration = self._migrating(migrate_from, migrate_exptime)
 
     def _migrating(self, old: Any, exptime: Any) -> Migration | None:
@@ -222,6 +223,7 @@ class Client(Submitter):
         if self.migration is not None:
             self.migration.close()
         self._cluster.close()
+        self.computations.close(self._cluster.loop)
 
     async def __aenter__(self) -> "Client":
         return self

@@ -30,8 +30,7 @@ from .errors import (
     Timeout,
     shown,
 )
-from .protocol import Reply, Request
-from .text import read_number
+from .protocol import Reply, Request, read_number
 from .timers import JITTER, NamedTimer
 
 _log = logging.getLogger("tornado_memcache")

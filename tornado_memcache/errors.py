@@ -13,6 +13,7 @@
         ServerError
           ItemTooLarge
         ClientError
+          MetaUnsupported       the server is too old for meta commands; nothing was sent
       ProtocolError             the server answered what it must not
       ConnectionFailed          also an OSError
         AuthenticationError     the server wants other credentials, or any
@@ -133,6 +134,15 @@ class ItemTooLarge(ServerError):
 
 class ClientError(ReplyError):
     """The server answered ``CLIENT_ERROR`` or ``ERROR`` (protocol.txt)."""
+
+
+class MetaUnsupported(ClientError):
+    """The server does not know the meta command: it is too old, or is none of memcached's.
+
+    Its version was asked before; the command was not sent. ``server`` is
+    the one that was asked, the message has its version and the one that
+    is needed.
+    """
 
 
 class ProtocolError(MemcacheError):

@@ -8,9 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from .arguments import key_bytes
 from .protocol import Reply, Request
 
 if TYPE_CHECKING:
+    from .chain import Steps
     from .pool import Pool
 
 Key = str | bytes | tuple[int | str | bytes, str | bytes]
@@ -35,8 +37,10 @@ class Funnel(ABC):
     """The one way of every command; a client gives it."""
 
     @abstractmethod
-    def _locate(self, key: Any) -> "tuple[bytes, Pool]":
-        """Returns the key's bytes on the wire and the pool of its server."""
+    def _locate(
+        self, key: Any, checked: Callable[[Any, bytes], bytes] = key_bytes
+    ) -> "tuple[bytes, Pool]":
+        """Returns the key's bytes, which ``checked(key, prefix)`` gives, and its server's pool."""
 
     @abstractmethod
     def _locate_many(self, keys: "Sequence[Any]") -> "dict[Pool, dict[bytes, Any]]":
@@ -68,8 +72,21 @@ class Funnel(ABC):
         """Sends the parts of one call; each ``take(reply or error, good)`` fills ``result``."""
 
     @abstractmethod
+    def _submit_steps(
+        self, request: Request, steps: "Steps", outcome: Callable[[Reply], Any], how: Any
+    ) -> "asyncio.Future[Any]":
+        """Begins a call of several requests, one after the other; ``request`` names it."""
+
+    @abstractmethod
+    def _ask(self, pool: "Pool", request: Request) -> "Steps":
+        """One step of such a call: returns the reply to ``request``, or raises what it came to."""
+
+    @abstractmethod
     def _settle(self, result: Any, how: Any) -> "asyncio.Future[Any]":
         """Gives an outcome that needs no server, on a later tick."""
+
+    #: What is brought over from another cluster, None without one.
+    migration: Any
 
     #: Turns stored bytes and flags into a value; with `_raw_flags` they are the value.
     _decode: Callable[[bytes, bytes, int], Any]

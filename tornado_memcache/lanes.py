@@ -5,7 +5,7 @@ Knows deadlines and keys of slots. It must not know what carries them.
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .deadlines import NEVER
 from .protocol import Slot
@@ -148,6 +148,24 @@ class Line:
             self._order.append(slot)
         self._enter(slot)
 
+    def __iter__(self) -> Iterator[Slot]:
+        members = self._members
+        return (slot for slot in (*self._aside, *self._order) if slot in members)
+
+    def bring_forward(self, slot: Slot) -> None:
+        """Has ``slot`` be the next, if it waits here."""
+        if slot in self._members and slot in self._order:
+            self._order.remove(slot)
+            self._order.appendleft(slot)
+
+    def take(self, wanted: Callable[[Slot], bool]) -> list[Slot]:
+        """Takes out all slots that are ``wanted``, wherever they stand."""
+        taken = [slot for slot in self if wanted(slot)]
+        for slot in taken:
+            self._leave(slot)
+        self._lane.remove_all(taken)
+        return taken
+
     def pop(self) -> Slot:
         """Takes the slot out whose turn it is."""
         slot = self.first
@@ -185,7 +203,7 @@ class Line:
         self._enter(slot)
 
     def clear(self) -> list[Slot]:
-        slots = [slot for slot in (*self._aside, *self._order) if slot in self._members]
+        slots = list(self)
         self.__init__()  # type: ignore[misc]
         return slots
 

@@ -14,9 +14,10 @@ from .chain import Ask, Chain, Outcome, Steps
 from .cluster import Cluster
 from .commands import chunks
 from .errors import ClientClosed, ClientError, InvalidRequest, MemcacheError
+from .meta import flags_of, read_returned
 from .pool import Pool
 from .protocol import Item, Reply, Request
-from .text import VERBS
+from .text import VERBS, is_meta
 
 #: What is brought over stays for so long, in seconds, if nobody can tell and nothing is set.
 DEFAULT_EXPTIME = 600
@@ -75,6 +76,15 @@ class Migration:
             for kept in (self._chains, self._writers, self._copies):
                 kept.clear()
         return None if self._new.cluster.closed else self
+
+    def check(self, request: Request) -> None:
+        """Raises `.InvalidRequest` for what cannot be brought over.
+
+        The old cluster is asked by commands that it is sure to know, and
+        these have no binary keys.
+        """
+        if is_meta(request) and b"b" in flags_of(request.argument):
+            raise InvalidRequest("binary keys cannot be used together with migrate_from")
 
     def chain(
         self, pool: Pool, request: Request, waiter: Any, outcome: Callable[[Reply], Any]
@@ -140,6 +150,8 @@ class Migration:
         }
         if verb in special:
             return special[verb](pool, request), True
+        if is_meta(request):
+            return self._meta(pool, request)
         if VERBS[verb].writes:
             return self._change(pool, request), True
         return self._plain(pool, request), False
@@ -185,7 +197,28 @@ class Migration:
         was_there = yield from self._ask_old(b"delete", request.keys)
         reply = yield from self._plain(pool, request)
         deleted = Reply(b"DELETED")
-        return deleted if was_there == [deleted] and reply.status == b"NOT_FOUND" else reply
+        if was_there != [deleted] or reply.status not in (b"NOT_FOUND", b"NF"):
+            return reply
+        return Reply(b"HD", text=reply.text) if reply.status == b"NF" else deleted
+
+    def _meta(self, pool: Pool, request: Request) -> tuple[Steps, bool]:
+        """As the classic command that does the same."""
+        verb, flags = request.verb, flags_of(request.argument)
+        if verb == b"mg" and b"N" not in flags:
+            return self._meta_get(pool, request), True
+        if verb == b"ms" and b"C" not in flags and flags.get(b"M", b"S") == b"S":
+            return self._set(pool, request), True
+        if verb == b"md" and not flags.keys() & {b"C", b"I"}:
+            return self._delete(pool, request), True
+        if verb in (b"me", b"mn"):
+            return self._plain(pool, request), False
+        return self._change(pool, request), True
+
+    def _meta_get(self, pool: Pool, request: Request) -> Steps:
+        reply = yield from self._plain(pool, request)
+        if reply.status == b"EN" and (yield from self._move(pool, request.keys)):
+            reply = yield from self._plain(pool, request)
+        return reply
 
     def _change(self, pool: Pool, request: Request) -> Steps:
         """What changes an item, or depends on it, has it brought over before."""
@@ -208,7 +241,7 @@ class Migration:
     def _ask_old(self, verb: bytes, keys: Iterable[bytes]) -> _Part:
         """Asks for each of ``keys``, of the new side, alone; returns what that came to."""
         replies = yield [
-            Ask(self._old.cluster.pool_for(key), Request(verb, (key,)), self._old.length, True)
+            Ask(self._old.cluster.pool_for(key), _of(verb, key), self._old.length, True)
             for key in map(self._old_key, keys)
             if key is not None
         ]
@@ -249,9 +282,10 @@ class Migration:
             if isinstance(reply, ClientError):
                 self._tells = False
                 times[key] = self._default()
-            elif isinstance(reply, Reply) and reply.status == b"HD" and reply.number:
-                forever = reply.number < 0
-                times[key] = 0 if forever else wire_exptime(reply.number, time.time)
+            elif isinstance(reply, Reply) and reply.status == b"HD":
+                left = int(read_returned(reply.text)[b"t"])
+                if left:
+                    times[key] = 0 if left < 0 else wire_exptime(left, time.time)
         return times
 
     def _default(self) -> int:
@@ -339,3 +373,8 @@ class Migration:
 
     def __repr__(self) -> str:
         return f"<Migration found={self.found} copied={self.copied} failed={self.failed}>"
+
+
+def _of(verb: bytes, key: bytes) -> Request:
+    """Returns the request for one key; a ``mg`` asks how long the item is still kept."""
+    return Request(verb, (key,), argument=b"t" if verb == b"mg" else b"")

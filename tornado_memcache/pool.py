@@ -26,7 +26,8 @@ from .protocol import LARGE_WORK, Reply, Request, Slot
 from .retry import as_failure, failure_for, may_be_unknown, sort_out, unmade, untouched_by
 from .settings import Settings
 from .slots import slot_for
-from .text import is_retrieval
+from .spoken import Spoken
+from .text import is_retrieval, missed, overtaken
 
 
 class Pool:
@@ -72,6 +73,7 @@ class Pool:
         self._connections: list[Connection] = []
         self._line = Line()
         self._growth = Growth(settings, loop, self._connections, self._begin)
+        self._spoken = Spoken(self, self._line, settings.request_timeout, loop)
         self._serving = self._retired = False
         self._deaths_flushed = 0
         #: Is told when a connection has opened.
@@ -87,7 +89,8 @@ class Pool:
     def submit(self, slot: Slot) -> None:
         """Takes ``slot``. Its outcome comes on a later tick, whatever it is."""
         connection = self.usable
-        if connection is not None and len(slot.request.value) <= LARGE_WORK:
+        may = slot.needs is None or self._spoken.knows(slot)
+        if connection is not None and may and len(slot.request.value) <= LARGE_WORK:
             self.pending += slot.weight
             connection.send(slot)
         else:
@@ -111,14 +114,16 @@ class Pool:
             self._refuse(slot, TooManyCalls(told, server=self.name))
         elif self.health.dead and not self.health.may_probe(now):
             if self._settings.on_dead == "miss" and is_retrieval(slot.request):
-                self._answer(slot, Reply(b"END"))
+                self._answer(slot, missed(slot.request))
             else:
                 self._refuse(slot, self.health.refusal(slot.asked(), now))
+        elif (unsupported := self._spoken.refusal(slot)) is not None:
+            self._answer(slot, unsupported)
         else:
             self.pending += slot.weight
             if self.health.dead:
                 self.health.probing = True
-            connection = self._choose(slot)
+            connection = self._choose(slot) if self._spoken.knows(slot) else None
             if connection is not None:
                 connection.send(slot)
             else:
@@ -131,7 +136,7 @@ class Pool:
     def _refuse(self, slot: Slot, error: MemcacheError) -> None:
         self._loop.call_soon(self._fail, slot, error, context=Context())
 
-    def _answer(self, slot: Slot, reply: Reply) -> None:
+    def _answer(self, slot: Slot, reply: Reply | MemcacheError) -> None:
         slot.reply = reply
         self._loop.call_soon(slot.deliver, context=Context())
 
@@ -182,6 +187,16 @@ class Pool:
             self._connections.remove(connection)
             connection.close(ConnectionFailed("nobody waits", server=self.name))
         self.reconsider()
+
+    def ask_first(self, slot: Slot) -> None:
+        """Has ``slot``, which is the pool's own, leave before whatever waits."""
+        self.pending += slot.weight
+        self._queue(slot, front=True)
+
+    def end(self, slot: Slot, error: MemcacheError) -> None:
+        """Ends ``slot``, which has left the line for what became of another one."""
+        self.pending -= slot.weight
+        self._answer(slot, error)
 
     # -- growing
 
@@ -263,6 +278,11 @@ class Pool:
             if slot.abandoned():
                 self.pending -= line.pop().weight
                 continue
+            if not self._spoken.knows(slot):
+                self._spoken.ask()
+                if line.first is slot:
+                    break  # (it is being asked: whatever came later keeps behind)
+                continue
             connection = self._choose(slot)
             if connection is None:
                 if choice.waits_for_its_key(choice.bound_to(self._connections, slot)):
@@ -281,7 +301,7 @@ class Pool:
         if not outdated(slot.request.cas_unique, self):
             return False
         self.pending -= slot.weight
-        self._answer(slot, Reply(b"EXISTS"))
+        self._answer(slot, overtaken(slot.request))
         return True
 
     def reconsider(self) -> None:

@@ -8,6 +8,7 @@ It must not know a socket, a loop, a clock, or who waits for an outcome: a
 dialects.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -45,11 +46,25 @@ def _size_of(value: object) -> str:
     return f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
 
 
+_DIGITS = re.compile(rb"[0-9]{1,20}\Z")
+
+
+def read_number(digits: bytes, bits: int, what: str) -> int:
+    """Returns a number that a server sent as ``what``; raises `.ProtocolError` if it is none."""
+    if not _DIGITS.match(digits) or (number := int(digits)) >> bits:
+        raise ProtocolError(
+            f"the server sent {len(digits)} bytes as {what} that are no number of {bits} bits"
+        )
+    return number
+
+
 class Request(NamedTuple):
     """One request, in bytes and integers, as a dialect encodes it.
 
     ``keys`` and ``value`` are sent as they are; build requests through
     `.Client` unless you are a proxy, and check keys with `key_bytes`.
+    ``argument`` is what stands behind ``stats``, and the flags of a meta
+    command, as on the wire.
     """
 
     verb: bytes
@@ -210,6 +225,8 @@ class Slot(ABC):
 
     writes = False
     idempotent = False
+    #: The oldest version of memcached that understands it; None: any.
+    needs: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -472,6 +489,7 @@ class OwedReplies:
         if self.filled < size:
             return []
         block, self.block, self.block_size = self.block, None, 0
+        finished: list[Slot] = []
         with block:
             if bytes(block[size - 2 : size]) == b"\r\n":
                 self._take(bytes(block[: size - 2]))
@@ -479,7 +497,10 @@ class OwedReplies:
                 self.failure = ProtocolError("a data block does not end with CRLF")
             behind = bytes(block[size : self.filled])
         self.filled, self._take = 0, _nobody
-        return self.receive_data(behind)
+        if self.failure is None and self.owed[0].reply is not None:
+            self.answered = True
+            finished.append(self.owed.popleft())  # (a block that ends its reply)
+        return finished + self.receive_data(behind)
 
     def tidy(self) -> None:
         """Called when nothing is owed: gives a large buffer back that is not used any more."""

@@ -12,7 +12,7 @@ from .protocol import ConnectionRefused, Slot, Unauthenticated
 #: The errors that tell in which phase a call or a connection failed.
 UNANSWERED = (ConnectionFailed, Timeout)
 #: What twemproxy does not pass on, in one release or another; nor an exptime below 0.
-_NOT_PASSED_ON = frozenset(b"flush_all stats version verbosity gat gats".split())
+_NOT_PASSED_ON = frozenset(b"flush_all stats version verbosity gat gats mg ms md ma mn me".split())
 #: Where a connection stood of whose requests the server has read none.
 _BEFORE_ANY = ("connecting", "tls", "authenticating")
 _UNKNOWN = ", as a proxy does that does not know this request"

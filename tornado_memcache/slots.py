@@ -8,84 +8,31 @@ loop, or who waits.
 from collections.abc import Callable
 from typing import Any
 
-from .errors import (
-    ClientError,
-    MemcacheError,
-    ProtocolError,
-    ReplyError,
-    shown,
-)
+from .errors import ClientError, MemcacheError, ProtocolError, shown
+from .meta_batches import QUIET, BatchSlot
+from .meta_slots import MetaSlot
 from .protocol import (
-    AT_LIMIT,
     STREAMED_BLOCK,
-    TOO_MANY_CONNECTIONS,
-    UNAUTHENTICATED,
-    ConnectionRefused,
     Item,
     OwedReplies,
     Reply,
     Request,
     Slot,
-    Unauthenticated,
     Waiter,
+    read_number,
 )
+from .refusals import refusal
 from .text import (
     MAX_STATS,
     MAX_STATS_BYTES,
     VERBS,
     config_length,
     encode_request,
-    error_of,
     headers,
-    read_number,
-    read_seconds,
-    told_of,
 )
 
-#: A server that repeats this much of a value, or all of it, is not quoted.
-_REPEATED = slice(0, 16)
-#: A shorter value stands in any text by chance.
-_SHORTEST_REPEATED = 4
-#: Nor is one that has so long a word of it, wherever that stands.
-_LONG_WORD = 8
 #: Makes an `.Item` of a tuple, without a Python function on the way (`Item._make` is one).
 _new = tuple.__new__
-
-
-def _repeats(line: bytes, value: bytes) -> bool:
-    """True if an error line shows how ``value`` begins, or has a long word of it."""
-    start = value[_REPEATED]
-    return (len(start) >= _SHORTEST_REPEATED and start in line) or any(
-        len(word) >= _LONG_WORD and word in value for word in line.split()[1:]
-    )
-
-
-def refusal(slot: Slot, line: bytes, protocol: OwedReplies) -> ReplyError:
-    """Returns the error line as the outcome of ``slot``.
-
-    Raises `.ProtocolError` if it is none, if an unconfirmed noreply
-    request might be the one that it answers, or if it is the first line
-    of a connection, and refuses that. Behind a reply the same words are an
-    error like others: a proxy passes on what one of its servers says.
-    """
-    error = error_of(line)
-    if error is None:
-        raise ProtocolError(f"{slot.asked()}: the server sent {told_of(line)}, which is no reply")
-    if not (protocol.answered or slot.begun()):
-        if line == TOO_MANY_CONNECTIONS:
-            raise ConnectionRefused(AT_LIMIT)
-        if line in UNAUTHENTICATED:
-            raise Unauthenticated
-    if slot.confirms:
-        raise ProtocolError(
-            f"{slot.asked()}: an error after a noreply request cannot be attributed"
-        )
-    told = f"the server said: {error.message}"
-    if _repeats(line, slot.request.value):
-        told = "the server refused, in words that repeat the value"
-    refused = type(error)(f"{slot.asked()}: {told}")
-    refused.line = line
-    return refused
 
 
 class TextSlot(Slot):
@@ -133,8 +80,6 @@ class TextSlot(Slot):
             self.reply = Reply(b"VERSION", text=line[8:])
         elif self.verb.shape == "stats" and self._read_stat(line):
             pass
-        elif self.verb.shape == "time" and line.startswith(b"HD t"):
-            self.reply = Reply(b"HD", number=read_seconds(line[4:]))
         elif self._block is not None and line == b"END":
             self.reply = Reply(b"CONFIG", text=self._block)
         elif self._block is None and self.verb.shape == "config" and line.startswith(b"CONFIG "):
@@ -330,5 +275,8 @@ def slot_for(
 ) -> Slot:
     """Returns the slot of this dialect for ``request``."""
     shape = VERBS[request.verb].shape
-    kind = RetrievalSlot if shape == "retrieval" else TextSlot
-    return kind(request, waiter, outcome, deadline)
+    if shape == "meta":
+        kind = BatchSlot if request.argument.startswith(QUIET) else MetaSlot
+        return kind(request, waiter, outcome, deadline)
+    kind_of_text = RetrievalSlot if shape == "retrieval" else TextSlot
+    return kind_of_text(request, waiter, outcome, deadline)

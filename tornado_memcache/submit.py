@@ -17,20 +17,21 @@ from . import deadlines
 from .arguments import check_default, check_hashable, key_bytes
 from .boundaries import Entry, entered
 from .call import CallbackCall, FutureCall, Terms, check_callbacks
+from .chain import Ask, Chain, Steps
 from .cluster import Cluster
-from .commands import Commands
 from .deadlines import Deadlines
 from .errors import InvalidRequest, MemcacheError, Timeout, ValueTooLarge
 from .fanout import Fanout
 from .funnel import How, Key
 from .gutter import shortened
+from .meta_commands import MetaCommands
 from .migration import Migration
 from .outcomes import Replies, outdated
 from .pool import Pool
 from .protocol import Reply, Request, fail
 from .settings import Settings
 from .slots import slot_for
-from .text import check_request
+from .text import check_request, overtaken
 from .values import Values
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 WIRES_KEPT = 4096
 
 
-class Submitter(Commands):
+class Submitter(MetaCommands):
     """Makes each command a call on the pool of its key; whoever derives from it gives the rest."""
 
     #: What is brought over from ``migrate_from``, None without it.
@@ -62,15 +63,17 @@ class Submitter(Commands):
 
     # -- keys
 
-    def _locate(self, key: Any) -> tuple[bytes, Pool]:
+    def _locate(
+        self, key: Any, checked: Callable[[Any, bytes], bytes] = key_bytes
+    ) -> tuple[bytes, Pool]:
         """Returns the key's bytes on the wire and the pool of its server."""
         if type(key) is tuple:
             if len(key) != 2:
                 raise InvalidRequest("key as a tuple must be (route, key)")
-            route, wire = _route(key[0]), key_bytes(key[1], self._prefix)
+            route, wire = _route(key[0]), checked(key[1], self._prefix)
             self._cluster.ready()
             return wire, self._cluster.pool_for(route)
-        wire = key_bytes(key, self._prefix)
+        wire = checked(key, self._prefix)
         self._cluster.ready()
         return wire, self._cluster.pool_for(wire)
 
@@ -149,7 +152,7 @@ class Submitter(Commands):
             return plain, plain
         else:
             waiter = future = FutureCall(loop, register, terms, default)
-        if terms is not None and _ends_at_once(loop, waiter, terms, asked):
+        if terms is not None and ends_at_once(loop, waiter, terms, asked):
             return None, future
         return waiter, future
 
@@ -194,12 +197,14 @@ class Submitter(Commands):
                 waiter.work = slot
         return future
 
-    get.__doc__ = Commands.get.__doc__
+    get.__doc__ = MetaCommands.get.__doc__
 
     def _submit(
         self, pool: Pool, request: Request, outcome: Callable[[Reply], Any], how: Any
     ) -> "asyncio.Future[Any]":
         migration = self.migration and self.migration.ready()
+        if migration is not None:
+            migration.check(request)
         waiter, future = self._begin(None, request, **how)
         if waiter is not None and migration is not None:
             chain = migration.chain(pool, request, waiter, outcome)
@@ -228,6 +233,9 @@ class Submitter(Commands):
         if not parts:
             return self._settle(result, how)
         migration = self.migration and self.migration.ready()
+        if migration is not None:
+            for _, request, _ in parts:
+                migration.check(request)
         waiter, future = self._begin(None, parts[0][1], **how)
         if waiter is None:
             return future
@@ -249,6 +257,26 @@ class Submitter(Commands):
         for one in begin:
             one()
         return future
+
+    def _submit_steps(
+        self, request: Request, steps: Steps, outcome: Callable[[Reply], Any], how: Any
+    ) -> "asyncio.Future[Any]":
+        waiter, future = self._begin(None, request, **how)
+        if waiter is not None:
+            loop, register = self._cluster.loop, self._cluster.deadlines
+            assert loop is not None and register is not None
+            length, told = self._settings.request_timeout, request.asked()
+            chain = Chain(waiter, steps, outcome, told, loop, register, length, _nothing)
+            if waiter.__class__ is not asyncio.Future:
+                waiter.work = chain
+            chain.start()
+        return future
+
+    def _ask(self, pool: Pool, request: Request) -> Steps:
+        (reply,) = yield [Ask(pool, request, self._settings.request_timeout)]
+        if isinstance(reply, MemcacheError):
+            raise reply
+        return reply
 
     def _settle(self, result: Any, how: Any) -> "asyncio.Future[Any]":
         """Gives an outcome that needs no server, on a later tick."""
@@ -276,7 +304,7 @@ class Submitter(Commands):
         self._check_request(request)
         pool = self._pool_of(request, route)
         if outdated(request.cas_unique, pool):
-            return self._settle(Reply(b"EXISTS"), how)
+            return self._settle(overtaken(request), how)
         return self._submit(pool, request, _reply, how)
 
     def request_many(
@@ -300,7 +328,7 @@ class Submitter(Commands):
             self._check_request(request)
             pool = self._pool_of(request, route)
             if outdated(request.cas_unique, pool):
-                take(index, Reply(b"EXISTS"), True)
+                take(index, overtaken(request), True)
             else:
                 parts.append((pool, request, partial(take, index)))
         return self._submit_many(parts, replies, how, whole=False)
@@ -351,16 +379,23 @@ def _reply(reply: Reply) -> Reply:
     return reply
 
 
-def _ends_at_once(
-    loop: asyncio.AbstractEventLoop, waiter: Any, terms: Terms, asked: Request | bytes | None
+def _nothing(chain: Chain) -> None:
+    """Nobody waits for its end but its caller."""
+
+
+def ends_at_once(
+    loop: asyncio.AbstractEventLoop, waiter: Any, terms: Terms, asked: Request | bytes | str | None
 ) -> bool:
-    """True if the caller's boundary has ended, or its budget is spent: the call is told so."""
+    """True if the caller's boundary has ended, or its budget is spent: the call is told so.
+
+    ``asked`` names it: its request, the key of a get, or as a message says it.
+    """
     if terms.entry is not None and (ended := terms.entry.ended_by()) is not None:
         loop.call_soon(_cancel, waiter, ended, context=Context())
         return True
     if terms.own_deadline is not None and terms.own_deadline <= deadlines.clock():
-        request = Request(b"get", (asked,)) if isinstance(asked, bytes) else asked
-        told = request.asked() if request is not None else ""
+        asked = Request(b"get", (asked,)) if isinstance(asked, bytes) else asked
+        told = asked.asked() if isinstance(asked, Request) else asked or ""
         late = Timeout("its deadline had passed before it was made", phase="waiting", asked=told)
         loop.call_soon(fail, waiter, late, context=Context())
         return True

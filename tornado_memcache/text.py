@@ -1,4 +1,4 @@
-r"""The classic text dialect: how each verb is written and its reply is read.
+r"""The text dialect, classic and meta: how each verb is written and its reply is read.
 
 Knows the grammar of protocol.txt (quoted above the code that reads it). It
 must not know a socket, a loop, or what an outcome means to a caller. Lines
@@ -7,11 +7,10 @@ what a server sends a message tells as little as it can: where replies are out
 of step, a line may be a piece of a value.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from .arguments import check_integer, key_bytes
+from .arguments import check_integer
 from .errors import (
     ClientError,
     InvalidRequest,
@@ -21,10 +20,8 @@ from .errors import (
     ServerError,
     shown,
 )
-from .protocol import (
-    STREAMED_BLOCK,
-    Request,
-)
+from .meta import check_flags, check_key, wire_key
+from .protocol import STREAMED_BLOCK, Reply, Request, read_number
 
 #: At most this many keys leave in one line.
 KEYS_A_LINE = 100
@@ -75,18 +72,38 @@ VERBS: dict[bytes, Verb] = {
     b"stats": Verb("stats", idempotent=True),
     # What ElastiCache and Memorystore add: the servers of a cluster.
     b"config": Verb("config", idempotent=True),
-    # The one meta command that is asked here: how long an item is still kept.
-    b"mg": Verb("time", frozenset({b"EN"}), idempotent=True),
+    # The meta commands; what flags they take is in `meta.FLAGS`. A plain mg only reads.
+    b"mg": Verb("meta", frozenset({b"HD", b"VA", b"EN"}), idempotent=True),
+    b"ms": Verb("meta", frozenset({b"HD", b"NS", b"EX", b"NF"}), writes=True),
+    b"md": Verb("meta", frozenset({b"HD", b"NF", b"EX"}), writes=True),
+    b"ma": Verb("meta", frozenset({b"HD", b"VA", b"NF", b"NS", b"EX"}), writes=True),
+    b"mn": Verb("meta", frozenset({b"MN"}), idempotent=True),
+    b"me": Verb("meta", frozenset({b"ME", b"EN"}), idempotent=True),
 }
 
 
+def is_meta(request: Request) -> bool:
+    """True for a meta command, which not every server knows."""
+    return VERBS[request.verb].shape == "meta"
+
+
 def is_retrieval(request: Request) -> bool:
-    """True for what asks for items, and may get none: get, gets, gat, gats."""
-    return VERBS[request.verb].shape == "retrieval"
+    """True for what asks for items, and may get none: get, gets, gat, gats, mg, me."""
+    return VERBS[request.verb].shape == "retrieval" or request.verb in (b"mg", b"me")
+
+
+def missed(request: Request) -> Reply:
+    """Returns what a server that has nothing replies to a retrieval."""
+    return Reply(b"EN" if is_meta(request) else b"END")
+
+
+def overtaken(request: Request) -> Reply:
+    """Returns what a server replies to a request with a cas unique that is not the item's."""
+    return Reply(b"EX" if is_meta(request) else b"EXISTS")
 
 
 #: Verbs that take no key and are asked of every server.
-KEYLESS = frozenset({b"flush_all", b"version", b"verbosity", b"stats", b"config"})
+KEYLESS = frozenset({b"flush_all", b"version", b"verbosity", b"stats", b"config", b"mn"})
 
 
 def check_request(request: Request) -> None:
@@ -105,10 +122,14 @@ def check_request(request: Request) -> None:
         raise InvalidRequest(f"verb {shown(request.verb)} is not known")
     if request.verb in KEYLESS or not request.keys:
         raise InvalidRequest(f"{request.asked()}: keys must be given, and the verb take some")
+    meta = verb.shape == "meta"
+    flags = check_flags(request.verb, request.argument) if meta else {}
     for key in request.keys:
         if type(key) is not bytes:
             raise TypeError(f"key must be bytes, not {type(key).__name__}")
-        key_bytes(key)
+        check_key(key, flags)
+    if b"q" in flags:
+        raise InvalidRequest(f"{request.asked()}: flag q (quiet): no reply would be owed")
     if len(request.keys) > 1 and verb.shape != "retrieval":
         raise InvalidRequest(f"{request.asked()}: the verb takes one key, not several keys")
     if request.verb in (b"gat", b"gats"):
@@ -117,13 +138,13 @@ def check_request(request: Request) -> None:
             raise InvalidRequest(f"{request.asked()}: {told}")
     if type(request.noreply) is not bool:
         raise TypeError(f"noreply must be a bool, not {type(request.noreply).__name__}")
-    if request.noreply and verb.shape in ("retrieval", "time"):
+    if request.noreply and verb.shape in ("retrieval", "meta"):
         raise InvalidRequest(f"{request.asked()}: noreply is for what stores or deletes")
     check_integer("flags", request.flags, 0, (1 << 32) - 1)
     check_integer("exptime", request.exptime, -(1 << 31), (1 << 31) - 1)
     check_integer("cas_unique", request.cas_unique, 0, (1 << 64) - 1)
     check_integer("delta", request.delta, 0, (1 << 64) - 1)
-    if request.argument:
+    if request.argument and not meta:
         raise InvalidRequest("argument is for stats, which takes no key")
     if type(request.value) is not bytes:
         raise TypeError(f"value must be bytes, not {type(request.value).__name__}")
@@ -163,8 +184,6 @@ def _encode_line(request: Request) -> list[bytes]:
         tokens.append(b"%d" % request.exptime)
     elif request.verb == b"flush_all" and request.exptime:
         tokens.append(b"%d" % request.exptime)
-    elif request.verb == b"mg":  # mg <key> t\r\n
-        tokens.append(b"t")
     if request.argument:  # stats <args>\r\n   config get <name>\r\n
         tokens.append(request.argument)
     if request.noreply:
@@ -172,9 +191,26 @@ def _encode_line(request: Request) -> list[bytes]:
     return [line_of(tokens)]
 
 
+def _encode_meta(request: Request) -> list[bytes]:
+    # mg|md|ma|me <key> <flags>*\r\n   mn\r\n   ms <key> <datalen> <flags>*\r\n<data block>\r\n
+    tokens = [request.verb]
+    if request.keys:
+        tokens.append(wire_key(request))
+    if request.verb == b"ms":
+        tokens.append(b"%d" % len(request.value))
+    if request.argument:
+        tokens.append(request.argument)
+    if request.verb != b"ms":
+        return [line_of(tokens)]
+    if len(request.value) <= STREAMED_BLOCK:
+        return [b"%b%b\r\n" % (line_of(tokens), request.value)]
+    return [line_of(tokens), request.value, b"\r\n"]
+
+
 _ENCODERS: dict[str, Callable[[Request], list[bytes]]] = {
     "retrieval": _encode_retrieval,
     "storage": _encode_storage,
+    "meta": _encode_meta,
 }
 
 
@@ -207,7 +243,7 @@ def _words(text: bytes) -> str:
 #: The words with which a line of memcached begins.
 _BEGINNINGS = frozenset(
     b"STORED NOT_STORED EXISTS NOT_FOUND DELETED TOUCHED OK END VALUE STAT ITEM RESET VERSION "
-    b"ERROR CLIENT_ERROR SERVER_ERROR".split()
+    b"HD VA EN NF NS EX MN ME ERROR CLIENT_ERROR SERVER_ERROR".split()
 )
 
 
@@ -219,22 +255,6 @@ def told_of(line: bytes) -> str:
     if line.startswith(b"HTTP/"):
         return "the answer of an HTTP server"
     return f"a line of {len(line)} bytes"
-
-
-_DIGITS = re.compile(rb"[0-9]{1,20}\Z")
-
-
-def read_number(digits: bytes, bits: int, what: str) -> int:
-    if not _DIGITS.match(digits) or (number := int(digits)) >> bits:
-        raise ProtocolError(
-            f"the server sent {len(digits)} bytes as {what} that are no number of {bits} bits"
-        )
-    return number
-
-
-def read_seconds(text: bytes) -> int:
-    """Returns how long an item is still kept, -1 for ever (``HD t<seconds>``)."""
-    return -1 if text == b"-1" else read_number(text, 32, "seconds")
 
 
 def config_length(line: bytes) -> int:
