@@ -73,7 +73,7 @@ async def fetched(client: Any, key: Any) -> Any:
 #: These only look for a line's end.
 _LOOKS = {"find", "startswith", "endswith", "partition", "split"}
 #: The server's side writes replies.
-_SERVERS = {"door", "guest", "relay", "server", "text_server"}
+_SERVERS = {"door", "guest", "meta_server", "prefixes", "relay", "server", "text_server"}
 
 
 def line_ends(tree: ast.Module) -> Iterator[str]:
