@@ -20,6 +20,7 @@ from .credentials import checked_credentials
 from .errors import InvalidKey, InvalidRequest
 from .events import Events, OnDown, OnUp
 from .migration import Migration, Side
+from .namespaces import Home, Namespace, Spaces, checked_age
 from .serializer import Serializer
 from .settings import DEFAULT_VALUE_SIZE, Settings
 from .stampede import Stampede
@@ -146,6 +147,7 @@ class Client(Stampede):
         self._decode, self._raw_flags, self._wires = self._values.decode, self._values.raw_flags, {}
         self._prefix, self.computations = _checked_prefix(key_prefix), Computations(self._values)
         self.migration = self._migrating(migrate_from, migrate_exptime)
+        self._spaces = Spaces(Home(self._cluster, self._settings, self._values, self._prefix))
 
     def _migrating(self, old: Any, exptime: Any) -> Migration | None:
         if old is None and exptime is None:
@@ -160,6 +162,28 @@ class Client(Stampede):
 
     def _side(self) -> Side:
         return Side(self._cluster, self._prefix, self._settings.request_timeout)
+
+    def namespace(self, name: str | bytes, *, generation_age: float = 1.0) -> Namespace:
+        """Returns this client's commands under ``name``; ``await ns.invalidate()`` ends all of it.
+
+        ``name`` is checked as a key is, and stands in the key of all that
+        is kept there, with 14 bytes more. A namespace may be made for
+        every request: those of one name are one, of which the client
+        remembers what it knows.
+
+        ``generation_age`` (seconds) is how long what an asking found is
+        taken for the generation. With 0 each call asks: it costs a round
+        trip more, and sees at once what another process has made
+        unreachable. See ``docs/namespaces.rst``.
+
+        Raises `.InvalidKey`, `.InvalidRequest`, and `TypeError`. A client
+        with ``migrate_from`` has no namespaces: their items cannot be
+        brought over.
+        """
+        age = checked_age(generation_age)
+        if self.migration is not None:
+            raise InvalidRequest("a client with migrate_from has no namespaces")
+        return Namespace(self._spaces.space(name), age)
 
     # -- the servers
 

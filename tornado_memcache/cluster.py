@@ -234,6 +234,10 @@ class Cluster:
             return self._stand_in(key) or pool
         return pool
 
+    def home_of(self, key: bytes) -> Pool:
+        """Returns the pool of ``key``'s own server: nobody stands in for it when it is dead."""
+        return self.only or self.pools[self._ring.place(key)]
+
     def _stand_in(self, key: bytes | int) -> Pool | None:
         """Returns the pool that has ``key`` while its own server is dead, None without one."""
         ring, first = self._ring, 0
