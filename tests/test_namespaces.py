@@ -490,7 +490,7 @@ async def test_nothing_old_is_seen_by_concurrent_callers_once_it_is_invalid(age,
                     history.check(number, begun, who, age)
             elif chance < 0.98:
                 await ns.invalidate()
-                history.over = [one for one in history.over[-200:]]
+                history.over = history.over[-200:]
                 history.over.append((begun, clock(), who))
             elif chance < 0.985:
                 lost += await clients[who].delete(KEY)
