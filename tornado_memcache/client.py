@@ -5,6 +5,7 @@ format, a socket, or who is dead.
 """
 
 import asyncio
+import functools
 from collections.abc import Iterable
 from ssl import SSLContext
 from typing import Any
@@ -24,6 +25,7 @@ from .namespaces import Home, Namespace, Spaces, checked_age
 from .serializer import Serializer
 from .settings import DEFAULT_VALUE_SIZE, Settings
 from .stampede import Stampede
+from .streams import Metadump, Streams, Watch
 from .timers import NamedTimer
 from .values import Values
 
@@ -147,7 +149,6 @@ class Client(Stampede):
         self._decode, self._raw_flags, self._wires = self._values.decode, self._values.raw_flags, {}
         self._prefix, self.computations = _checked_prefix(key_prefix), Computations(self._values)
         self.migration = self._migrating(migrate_from, migrate_exptime)
-        self._spaces = Spaces(Home(self._cluster, self._settings, self._values, self._prefix))
 
     def _migrating(self, old: Any, exptime: Any) -> Migration | None:
         if old is None and exptime is None:
@@ -162,6 +163,50 @@ class Client(Stampede):
 
     def _side(self) -> Side:
         return Side(self._cluster, self._prefix, self._settings.request_timeout)
+
+    @functools.cached_property
+    def _spaces(self) -> Spaces:
+        return Spaces(Home(self._cluster, self._settings, self._values, self._prefix))
+
+    @functools.cached_property
+    def _streams(self) -> Streams:
+        return Streams(self._cluster, self._settings)
+
+    def watch(self, *words: str, server: Any = None, timeout: float | None = None) -> Watch:
+        """Returns what servers log, as an asynchronous iterator of `.WatchEvent`.
+
+        ``words`` are those of protocol.txt, "Watchers" (``"fetchers"``,
+        ``"mutations"``, ``"evictions"``, ``"connevents"`` ...; with none
+        the server chooses), ``server`` is one of the servers, all of them
+        unless given: their events come as they come. Each has a
+        connection of its own. ``async with`` returns when all have begun
+        to log; else it begins with the first event that is asked for.
+
+        A reader that is too slow is told how many lines the server has
+        ``skipped``. It has no end but the reader's: if a server goes away
+        it raises `.ConnectionFailed`; `.Timeout` if one does not begin
+        within ``timeout`` (seconds, ``request_timeout`` unless given),
+        `.ClientError` if one does not know a word. Raises
+        `.InvalidRequest` and `.InvalidServer` at the call.
+        """
+        return self._streams.watch(words, server, timeout)
+
+    def metadump(self, server: Any = None, *, timeout: float | None = None) -> Metadump:
+        """Returns what servers hold, as an asynchronous iterator of `.MetadumpEntry`.
+
+        One entry for each item, without its value, in no order (protocol.txt, "LRU_Crawler
+        metadump"). What is stored, read or evicted meanwhile may be told
+        or not. ``server`` is one of the servers; unless given it is all
+        of them, one after the other. Each has a connection of its own.
+
+        A server dumps for one at a time. It is asked again for up to
+        ``timeout`` seconds (``request_timeout`` unless given) while it is
+        busy, then `.ServerError` is raised; `.Timeout` when nothing comes
+        for so long; `.ConnectionFailed` when it goes away: it ends
+        without an error only when all is told. Read it swiftly: while its
+        reader is slow the server's crawler waits.
+        """
+        return self._streams.metadump(server, timeout)
 
     def namespace(self, name: str | bytes, *, generation_age: float = 1.0) -> Namespace:
         """Returns this client's commands under ``name``; ``await ns.invalidate()`` ends all of it.
@@ -246,6 +291,7 @@ class Client(Stampede):
         """
         if self.migration is not None:
             self.migration.close()
+        self._streams.close()
         self._cluster.close()
         self.computations.close(self._cluster.loop)
 

@@ -26,7 +26,7 @@ from .errors import (
     shown,
 )
 from .funnel import How
-from .generations import WORD_BYTES, Generation
+from .generations import WORD_BYTES, Generation, fresh_word
 from .pool import Pool
 from .protocol import Request, as_outcome, fail
 from .settings import Settings
@@ -41,7 +41,7 @@ else:
     _Commands = object  # (each command is put into `Namespace` below)
 
 #: What a client can do, and a namespace cannot.
-WITHHELD = frozenset({"flush_all", "stats", "version", "request", "request_many"})
+WITHHELD = frozenset({"flush_all", "stats", "version", "meta_noop", "request", "request_many"})
 #: So many namespaces are remembered when nobody holds them, the last ones used.
 SPACES_KEPT = 1000
 #: So many checked keys are kept for each, as they are on the wire.
@@ -188,7 +188,7 @@ class Namespace(_Commands):
         generation.forget()
         return future
 
-    def _call(self, command: str, given: Any, how: Any) -> Any:
+    def _take(self, command: str, given: Any, how: Any) -> Any:
         word = self._space.generation.known(self.generation_age)
         if word is not None:
             return getattr(self._space.view(word), command)(*given, **how)
@@ -218,7 +218,7 @@ def _under(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def under(self: Namespace, *given: Any, **how: Any) -> Any:
-        return self._call(name, given, how)
+        return self._take(name, given, how)
 
     return under
 
@@ -339,7 +339,7 @@ class _Waiting:
         if isinstance(error, ServerDead) and home.settings.on_dead == "miss":
             # What reads is a miss then, and all else fails: the dead server's pool knows which.
             pool = home.cluster.home_of(self._space.generation.key)
-            self._go(_Resumed(self._space, _UNKNOWN, self._waiter, self._encoded, pool))
+            self._go(_Resumed(self._space, fresh_word(), self._waiter, self._encoded, pool))
         else:
             fail(self._waiter, self._told(error))
 
