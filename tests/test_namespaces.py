@@ -178,6 +178,101 @@ async def test_what_the_caller_changes_afterwards_is_not_what_is_stored(memcache
         assert await ns.get_multi(iter(["key", "a"])) == {"key": b"value", "a": 1}
 
 
+# -- the meta commands, and what is computed
+
+
+@pytest.mark.gen_test
+async def test_the_meta_commands_are_under_the_name_too(age, memcached):
+    async with Client([memcached.address]) as client:
+        ns = client.namespace(NAME, generation_age=age)
+        assert await ns.meta_get("k") is None
+        assert await ns.meta_set("k", b"v")
+        item = await ns.meta_get("k", cas_unique=True)
+        assert item.value == b"v" and item.cas_unique.pool is client._pools[0]
+        assert (await ns.debug("k"))["size"] and await ns.debug("gone") is None
+        assert await ns.meta_set(b"a key", 1, binary=True)
+        assert (await ns.meta_get(b"a key", binary=True)).value == 1
+        many = await ns.meta_get_multi(["k", "gone"])
+        assert {key: one.value for key, one in many.items()} == {"k": b"v"}
+        assert (await ns.meta_arithmetic("n", initial=5, vivify=60)).value == 5
+        assert await ns.meta_delete("k") and await ns.meta_get("k") is None
+        await ns.meta_set("k", b"old")
+        await ns.invalidate()
+        assert await ns.meta_get("k") is None and await ns.meta_get(b"a key", binary=True) is None
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("style", STYLES)
+async def test_what_is_computed_is_computed_once_in_each_generation(style, age, memcached):
+    signed = SignedPickle([b"k" * 32])
+    async with Client([memcached.address], serializer=signed) as client:
+        ns = client.namespace(NAME, generation_age=age)
+        made: list[int] = []
+
+        async def factory() -> list[int]:
+            made.append(len(made))
+            await asyncio.sleep(0.01)
+            return made[:]
+
+        for count in (1, 2, 3):
+            calls = [Asked(style, ns.get_or_set, "k", factory, 60) for _ in range(5)]
+            for one in calls:
+                assert await one.outcome() == list(range(count))
+            assert await ns.get("k") == list(range(count))
+            assert await (ns.invalidate("k") if count == 2 else ns.invalidate())
+            assert await ns.get("k") is None
+
+
+@pytest.mark.gen_test
+async def test_what_was_being_computed_before_is_not_found_afterwards(age, memcached):
+    async with Client([memcached.address]) as client:
+        ns, go_on = client.namespace(NAME, generation_age=age), asyncio.Event()
+
+        async def slow() -> bytes:
+            await go_on.wait()
+            return b"old"
+
+        before = ns.get_or_set("k", slow, 60)
+        await until(lambda: client.computations.computed)
+        await ns.invalidate()
+        assert await ns.get_or_set("k", lambda: b"new", 60) == b"new"
+        go_on.set()
+        assert await before == b"old"
+        assert await ns.get("k") == b"new"
+
+
+@pytest.mark.gen_test
+async def test_without_its_word_a_value_is_computed_and_nobody_finds_it(start_memcached, troubles):
+    server = start_memcached()
+    async with Client([server.address]) as client:
+        ns = client.namespace(NAME, generation_age=0)
+        server.kill()
+        for _ in range(3):
+            assert await ns.get_or_set("k", lambda: b"computed", 60) == b"computed"
+        server.restart()
+        client.retry_dead_servers()
+        assert await ns.get("k") is None
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    "name, given",
+    [
+        ("get_or_set", ("k", 7, 60)),
+        ("get_or_set", ("k", print, -1)),
+        ("get_or_set", ("a b", print, 60)),
+        ("invalidate", ("",)),
+        ("invalidate", (None,)),
+        ("meta_set", ("k", object())),
+    ],
+)
+async def test_bad_input_to_these_is_refused_before_anything_is_sent(name, given, silent):
+    async with Client([silent.address]) as client:
+        with pytest.raises((InvalidRequest, TypeError)):
+            getattr(client.namespace(NAME), name)(*given)
+        assert await silent.untouched()
+
+
 # -- a name, and what is left of it
 
 
@@ -385,7 +480,15 @@ async def test_failures_go_to_the_boundary_of_their_caller(troubles):
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("name, given", [("set", ("k", 1)), ("get_multi", (["a", "b"],))])
+@pytest.mark.parametrize(
+    "name, given",
+    [
+        ("set", ("k", 1)),
+        ("get_multi", (["a", "b"],)),
+        ("get_or_set", ("k", lambda: asyncio.sleep(0, 1), 60)),
+        ("invalidate", ("k",)),
+    ],
+)
 async def test_a_call_that_is_cancelled_at_any_step_leaves_nothing_behind(name, given):
     @asynccontextmanager
     async def begin() -> AsyncIterator[Any]:

@@ -166,7 +166,8 @@ class Client(Stampede):
 
     @functools.cached_property
     def _spaces(self) -> Spaces:
-        return Spaces(Home(self._cluster, self._settings, self._values, self._prefix))
+        shared = self._cluster, self._settings, self._values, self._prefix
+        return Spaces(Home(*shared, self.computations))
 
     @functools.cached_property
     def _streams(self) -> Streams:

@@ -16,27 +16,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .arguments import MAX_KEY_LENGTH, check_seconds, key_bytes
 from .cluster import Cluster
 from .commands import Commands
+from .computations import Computations
+from .deadlines import clock
 from .errors import (
+    ClientClosed,
     ConnectionFailed,
     InvalidKey,
     InvalidRequest,
     MemcacheError,
+    SerializationError,
     ServerDead,
     Timeout,
     shown,
 )
-from .funnel import How
 from .generations import WORD_BYTES, Generation, fresh_word
 from .pool import Pool
 from .protocol import Request, as_outcome, fail
 from .settings import Settings
-from .submit import Submitter
+from .stampede import Stampede
 from .values import Values
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    _Commands = Submitter
+    _Commands = Stampede
 else:
     _Commands = object  # (each command is put into `Namespace` below)
 
@@ -57,39 +58,44 @@ class Home(NamedTuple):
     settings: Settings
     values: Values
     prefix: bytes
+    computations: Computations
 
 
-class View(Submitter):
-    """The commands of a client under the generation ``word`` of a namespace.
+class _Bare(Values):
+    """The value format of a client, to which a key is what it is without the word.
 
-    To a serializer a key is what it is without the word: it may be asked
-    to make the bytes of a value before the word is known.
+    It may be asked to make the bytes of a value before the word is known.
     """
+
+    def __init__(self, values: Values, name: int, prefix: int) -> None:
+        self.raw_flags = values.raw_flags
+        self._whole, self._name, self._prefix = values, name, prefix
+
+    def key(self, wire: bytes) -> bytes:
+        return wire[: self._name] + wire[self._prefix :]
+
+    def encode(self, wire: bytes, value: Any, compress: bool = True) -> tuple[bytes, int]:
+        return self._whole.encode(self.key(wire), value, compress)
+
+    def decode(self, wire: bytes, data: bytes, flags: int) -> Any:
+        return self._whole.decode(self.key(wire), data, flags)
+
+
+class View(Stampede):
+    """The commands of a client under the generation ``word`` of a namespace."""
 
     migration = None
 
     def __init__(self, home: Home, name: bytes, word: bytes) -> None:
-        self._cluster, self._settings, self._values, _ = home
+        self._cluster, self._settings, values, _, self.computations = home
         self._prefix, self._wires = b"%b:%b:" % (name, word), {}
-        self._bare = functools.partial(_without_word, len(name) + 1, len(self._prefix))
-        self._decode = functools.partial(_decoded, self._values, self._bare)
-        self._raw_flags = self._values.raw_flags
-
-    def _encode(self, wire: bytes, value: Any, compress: bool = True) -> tuple[bytes, int]:
-        return self._values.encode(self._bare(wire), value, compress)
+        self._values = self._bare = _Bare(values, len(name) + 1, len(self._prefix))
+        self._decode, self._raw_flags = self._bare.decode, values.raw_flags
 
     def _remember(self, key: Any, wire: bytes) -> None:
         if len(self._wires) >= KEYS_KEPT:
             self._wires.clear()
         self._wires[key] = wire
-
-
-def _without_word(name: int, prefix: int, wire: bytes) -> bytes:
-    return wire[:name] + wire[prefix:]
-
-
-def _decoded(values: Values, bare: Callable[[bytes], bytes], wire: bytes, *stored: Any) -> Any:
-    return values.decode(bare(wire), *stored)
 
 
 class Space:
@@ -172,15 +178,21 @@ class Namespace(_Commands):
         name = space.generation.name[len(space.home.prefix) :]
         self.name = name.decode("utf-8", "backslashreplace")
 
-    def invalidate(self, **how: "Unpack[How]") -> "asyncio.Future[bool]":
+    def invalidate(self, *key: Any, **how: Any) -> "asyncio.Future[bool]":
         """Makes everything that is kept under the namespace unreachable, in one step.
 
         Outcome: True. Once it is there, no call of this client that is
         made afterwards finds anything of before; nor does any of another
         process that is made more than its ``generation_age`` later. What
         was kept leaves the servers when it expires or is evicted. When it
-        fails with ``maybe_applied`` it may have taken effect.
+        fails with ``maybe_applied`` it may have taken effect. Takes
+        ``timeout``, ``callback`` and ``fail_callback`` (`How`).
+
+        With a ``key``, and perhaps ``stale_for``, it is `Client.invalidate`
+        of that one alone.
         """
+        if key or "key" in how:
+            return self._take("invalidate", key, how)  # type: ignore[no-any-return]
         home, generation = self._space.home, self._space.generation
         home.cluster.ready()
         view = View(home, generation.name, _UNKNOWN)
@@ -197,12 +209,13 @@ class Namespace(_Commands):
         try:
             return getattr(checking, command)(*given, **how)  # (where no key is asked for)
         except _Begins as begins:
-            waiter, future, asked = begins.waiter, begins.future, begins.asked
+            call = begins
+        waiter = call.waiter
         if waiter is not None:
             again = functools.partial(_again, copy_context(), command, given, how)
-            waiting = waiter.work = _Waiting(self._space, waiter, asked, checking.encoded, again)
+            waiting = waiter.work = _Waiting(self._space, call, checking.encoded, again)
             self._space.generation.ask(waiting, self.generation_age)
-        return future
+        return call.future
 
     def __getattr__(self, name: str) -> Any:
         if name in WITHHELD:
@@ -223,8 +236,8 @@ def _under(command: Callable[..., Any]) -> Callable[..., Any]:
     return under
 
 
-for _name, _command in inspect.getmembers(Submitter, inspect.isfunction):
-    if not _name.startswith("_") and _name not in WITHHELD:
+for _name, _command in inspect.getmembers(Stampede, inspect.isfunction):
+    if not _name.startswith("_") and _name not in WITHHELD and _name not in vars(Namespace):
         setattr(Namespace, _name, _under(_command))
 
 
@@ -234,8 +247,10 @@ for _name, _command in inspect.getmembers(Submitter, inspect.isfunction):
 class _Begins(BaseException):
     """Leaves a command where its call begins: everything that it was given has been checked."""
 
-    def __init__(self, waiter: Any, future: Any, asked: str) -> None:
+    def __init__(self, waiter: Any, future: Any, asked: str, computes: bool = False) -> None:
         self.waiter, self.future, self.asked = waiter, future, asked
+        #: True if it comes to something without the word, too.
+        self.computes = computes
 
 
 class _Checking(View):
@@ -249,9 +264,9 @@ class _Checking(View):
         #: What values have come to. They are the caller's, who may change them.
         self.encoded: list[tuple[bytes, int]] = []
 
-    def _locate(self, key: Any) -> tuple[bytes, Pool]:
+    def _locate(self, key: Any, *checked: Any) -> tuple[bytes, Pool]:
         self._located = True
-        return super()._locate(key)
+        return super()._locate(key, *checked)
 
     def _encode(self, wire: bytes, value: Any, compress: bool = True) -> tuple[bytes, int]:
         self.encoded.append(super()._encode(wire, value, compress))
@@ -267,8 +282,15 @@ class _Checking(View):
         begun = super()._begin(default, asked, **how)
         told = ""
         if isinstance(asked, Request):
-            told = asked._replace(keys=tuple(map(self._bare, asked.keys))).asked()
+            told = asked._replace(keys=tuple(map(self._bare.key, asked.keys))).asked()
         raise _Begins(*begun, told)
+
+    def _call(self, wire: bytes, *how: Any) -> Any:
+        told = f"get_or_set {shown(self._bare.key(wire))}"
+        raise _Begins(*super()._call(wire, *how), told, computes=True)
+
+    def _is_classic(self, pool: Pool) -> bool:
+        return False
 
 
 class _Resumed(View):
@@ -288,9 +310,10 @@ class _Resumed(View):
         self._waiter = waiter
         self._encoded = iter(encoded)
         self._pool = pool
+        self._goes_on = False
 
-    def _locate(self, key: Any) -> tuple[bytes, Pool]:
-        wire, pool = super()._locate(key)
+    def _locate(self, key: Any, *checked: Any) -> tuple[bytes, Pool]:
+        wire, pool = super()._locate(key, *checked)
         return wire, self._pool or pool
 
     def _encode(self, wire: bytes, value: Any, compress: bool = True) -> tuple[bytes, int]:
@@ -300,28 +323,47 @@ class _Resumed(View):
     def _begin(
         self, default: Any = None, asked: Request | bytes | None = None, /, **how: Any
     ) -> Any:
+        if self._goes_on:  # (what a command asks for by the way)
+            return super()._begin(default, asked, **how)
+        self._goes_on = True
         return self._waiter, None
+
+    def _call(self, wire: bytes, *how: Any) -> Any:
+        self._goes_on = True
+        return self._waiter, None
+
+    def _is_classic(self, pool: Pool) -> bool:
+        return self._goes_on and super()._is_classic(pool)
 
 
 class _Waiting:
     """A call that waits for the word, to be made ``again`` under it: that takes a view."""
 
-    __slots__ = ("_again", "_asked", "_encoded", "_space", "_waiter", "own_deadline")
+    __slots__ = (
+        "_again",
+        "_asked",
+        "_computes",
+        "_encoded",
+        "_space",
+        "_waiter",
+        "own_deadline",
+    )
 
     def __init__(
         self,
         space: Space,
-        waiter: Any,
-        asked: str,
+        call: "_Begins",
         encoded: list[tuple[bytes, int]],
         again: Callable[[View], Any],
     ) -> None:
         self._space = space
-        self._waiter = waiter
-        self._asked = asked
+        self._waiter, self._asked, self._computes = call.waiter, call.asked, call.computes
         self._encoded = encoded
         self._again = again
-        self.own_deadline: float = waiter.own_deadline
+        #: `get_or_set` has none, unless it was given one: then it is that of the asking.
+        self.own_deadline: float = call.waiter.own_deadline or clock() + (
+            space.home.settings.request_timeout
+        )
 
     def go(self, word: bytes) -> None:
         self._go(_Resumed(self._space, word, self._waiter, self._encoded))
@@ -336,8 +378,11 @@ class _Waiting:
 
     def fail(self, error: MemcacheError) -> None:
         home = self._space.home
-        if isinstance(error, ServerDead) and home.settings.on_dead == "miss":
-            # What reads is a miss then, and all else fails: the dead server's pool knows which.
+        missing = isinstance(error, ServerDead) and home.settings.on_dead == "miss"
+        away = not isinstance(error, (ClientClosed, SerializationError))
+        if missing or (self._computes and away):
+            # What reads is a miss then, what computes does, and all else fails: that server's
+            # pool knows which. What might be stored nevertheless nobody finds.
             pool = home.cluster.home_of(self._space.generation.key)
             self._go(_Resumed(self._space, fresh_word(), self._waiter, self._encoded, pool))
         else:
