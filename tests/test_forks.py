@@ -162,6 +162,25 @@ loop.close()
 """
 
 
+#: A child that lets go of a stream of the parent's: the parent still hears of it.
+LETS_GO = """
+async def main():
+    async with client.watch("fetchers") as events:
+        if os.fork() == 0:
+            try:
+                for source in events._sources:
+                    source.close()
+            finally:
+                os._exit(0)
+        assert os.wait()[1] == 0
+        await client.get("k")
+        assert (await anext(events)).key == b"k"
+    client.close()
+
+
+asyncio.run(main())
+"""
+
 #: The servers of a managed cluster are asked for in every process, and in each loop of one.
 DISCOVERED = """
 import asyncio, os, sys
@@ -253,8 +272,14 @@ def server(request: Any, start_memcached: Any, tmp_path: Path) -> tuple[Memcache
 
 @pytest.mark.parametrize(
     ("script", "opened"),
-    [(FORK_PROCESSES, 8), (PRE_FORKING, 8), (BEFORE_ANY_LOOP, 8), (PARENTS_LOOP, 2)],
-    ids=["fork_processes", "pre-forking", "before any loop", "parent's loop"],
+    [
+        (FORK_PROCESSES, 8),
+        (PRE_FORKING, 8),
+        (BEFORE_ANY_LOOP, 8),
+        (PARENTS_LOOP, 2),
+        (LETS_GO, 3),
+    ],
+    ids=["fork_processes", "pre-forking", "before any loop", "parent's loop", "lets go"],
 )
 def test_a_client_of_before_the_fork_works_in_every_process(
     script: str, opened: int, server: tuple[Memcached, list[str]]

@@ -79,6 +79,26 @@ async def test_a_receiver_may_give_its_own_buffer(pair):
 
 
 @pytest.mark.gen_test
+async def test_a_stream_that_pauses_leaves_what_comes_and_the_end_to_be_read_when_it_resumes(pair):
+    stream, theirs = pair
+    receiver = stream.receiver = Receiver()
+    stream.set_close_callback(lambda: None)  # (so that the loop watches it)
+    theirs.sendall(b"one")
+    await turns(lambda: receiver.data == b"one")
+    stream.pause()
+    theirs.sendall(b" two")
+    theirs.close()
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert receiver.data == b"one" and not receiver.ended and not stream.closed()
+    stream.resume(receiver)
+    assert receiver.data == b"one"
+    await turns(lambda: receiver.ended)
+    assert receiver.data == b"one two"
+    stream.resume(receiver)  # (it is closed: nothing happens)
+
+
+@pytest.mark.gen_test
 async def test_the_end_is_told_once(pair):
     stream, theirs = pair
     receiver = stream.receiver = Receiver()

@@ -31,9 +31,11 @@ from .errors import (
 )
 from .funnel import How
 from .meta_outcomes import MetaItem
+from .namespaces import Namespace
 from .outcomes import CasUnique, FailedKeys, MultiResult
 from .protocol import Item, Reply, Request
 from .serializer import Plain, Serializer
+from .streamed import MetadumpEntry, WatchEvent
 
 __version__ = "0.1.0"
 
@@ -54,7 +56,9 @@ __all__ = [
     "MemcacheError",
     "MetaItem",
     "MetaUnsupported",
+    "MetadumpEntry",
     "MultiResult",
+    "Namespace",
     "NotSerializable",
     "Plain",
     "ProtocolError",
@@ -69,6 +73,7 @@ __all__ = [
     "Timeout",
     "TooManyCalls",
     "ValueTooLarge",
+    "WatchEvent",
     "boundary",
     "cached",
 ]

@@ -220,6 +220,13 @@ class Chain:
         self._ended(self)
         return not self.waiter.done()
 
+    def failure(self) -> Timeout:
+        """Returns what a timeout would be told as now, by where the request under way stands."""
+        for step in self._under_way:
+            if step.slot is not None and step.slot.place is not None:
+                return step.slot.place.failure_of(step.slot)
+        return Timeout("timed out", phase="waiting", asked=self.asked)
+
     def expire(self) -> None:
         """The deadline of the whole has come: what is under way times out."""
         self._late = True

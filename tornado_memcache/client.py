@@ -5,6 +5,7 @@ format, a socket, or who is dead.
 """
 
 import asyncio
+import functools
 from collections.abc import Iterable
 from ssl import SSLContext
 from typing import Any
@@ -20,9 +21,11 @@ from .credentials import checked_credentials
 from .errors import InvalidKey, InvalidRequest
 from .events import Events, OnDown, OnUp
 from .migration import Migration, Side
+from .namespaces import Home, Namespace, Spaces, checked_age
 from .serializer import Serializer
 from .settings import DEFAULT_VALUE_SIZE, Settings
 from .stampede import Stampede
+from .streams import Metadump, Streams, Watch
 from .timers import NamedTimer
 from .values import Values
 
@@ -161,6 +164,73 @@ class Client(Stampede):
     def _side(self) -> Side:
         return Side(self._cluster, self._prefix, self._settings.request_timeout)
 
+    @functools.cached_property
+    def _spaces(self) -> Spaces:
+        shared = self._cluster, self._settings, self._values, self._prefix
+        return Spaces(Home(*shared, self.computations))
+
+    @functools.cached_property
+    def _streams(self) -> Streams:
+        return Streams(self._cluster, self._settings)
+
+    def watch(self, *words: str, server: Any = None, timeout: float | None = None) -> Watch:
+        """Returns what servers log, as an asynchronous iterator of `.WatchEvent`.
+
+        ``words`` are those of protocol.txt, "Watchers" (``"fetchers"``,
+        ``"mutations"``, ``"evictions"``, ``"connevents"`` ...; with none
+        the server chooses), ``server`` is one of the servers, all of them
+        unless given: their events come as they come. Each has a
+        connection of its own. ``async with`` returns when all have begun
+        to log; else it begins with the first event that is asked for.
+
+        A reader that is too slow is told how many lines the server has
+        ``skipped``. It has no end but the reader's: if a server goes away
+        it raises `.ConnectionFailed`; `.Timeout` if one does not begin
+        within ``timeout`` (seconds, ``request_timeout`` unless given),
+        `.ClientError` if one does not know a word. Raises
+        `.InvalidRequest` and `.InvalidServer` at the call.
+        """
+        return self._streams.watch(words, server, timeout)
+
+    def metadump(self, server: Any = None, *, timeout: float | None = None) -> Metadump:
+        """Returns what servers hold, as an asynchronous iterator of `.MetadumpEntry`.
+
+        One entry for each item, without its value, in no order (protocol.txt, "LRU_Crawler
+        metadump"). What is stored, read or evicted meanwhile may be told
+        or not. ``server`` is one of the servers; unless given it is all
+        of them, one after the other. Each has a connection of its own.
+
+        A server dumps for one at a time. It is asked again for up to
+        ``timeout`` seconds (``request_timeout`` unless given) while it is
+        busy, then `.ServerError` is raised; `.Timeout` when nothing comes
+        for so long; `.ConnectionFailed` when it goes away: it ends
+        without an error only when all is told. Read it swiftly: while its
+        reader is slow the server's crawler waits.
+        """
+        return self._streams.metadump(server, timeout)
+
+    def namespace(self, name: str | bytes, *, generation_age: float = 1.0) -> Namespace:
+        """Returns this client's commands under ``name``; ``await ns.invalidate()`` ends all of it.
+
+        ``name`` is checked as a key is, and stands in the key of all that
+        is kept there, with 14 bytes more. A namespace may be made for
+        every request: those of one name are one, of which the client
+        remembers what it knows.
+
+        ``generation_age`` (seconds) is how long what an asking found is
+        taken for the generation. With 0 each call asks: it costs a round
+        trip more, and sees at once what another process has made
+        unreachable. See ``docs/namespaces.rst``.
+
+        Raises `.InvalidKey`, `.InvalidRequest`, and `TypeError`. A client
+        with ``migrate_from`` has no namespaces: their items cannot be
+        brought over.
+        """
+        age = checked_age(generation_age)
+        if self.migration is not None:
+            raise InvalidRequest("a client with migrate_from has no namespaces")
+        return Namespace(self._spaces.space(name), age)
+
     # -- the servers
 
     @property
@@ -222,6 +292,7 @@ class Client(Stampede):
         """
         if self.migration is not None:
             self.migration.close()
+        self._streams.close()
         self._cluster.close()
         self.computations.close(self._cluster.loop)
 

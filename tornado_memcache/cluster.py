@@ -18,16 +18,17 @@ from tornado.netutil import Resolver
 
 from . import deadlines
 from .address import Server, parse_server, parse_servers
-from .connector import Transport
+from .connector import Connector, Transport
 from .credentials import Credentials
 from .deadlines import Deadlines, detached
-from .errors import InvalidRequest, InvalidServer, shown
+from .errors import ConnectionFailed, InvalidRequest, InvalidServer, shown
 from .events import Events
 from .gutter import GUTTER_EXPTIME
 from .pool import Pool
 from .protocol import Slot
 from .ring import Rendezvous, make_ring
 from .settings import Settings
+from .stream import SegmentStream
 from .timers import NamedTimer
 from .tls import checked_context
 from .upkeep import Upkeep
@@ -234,6 +235,10 @@ class Cluster:
             return self._stand_in(key) or pool
         return pool
 
+    def home_of(self, key: bytes) -> Pool:
+        """Returns the pool of ``key``'s own server: nobody stands in for it when it is dead."""
+        return self.only or self.pools[self._ring.place(key)]
+
     def _stand_in(self, key: bytes | int) -> Pool | None:
         """Returns the pool that has ``key`` while its own server is dead, None without one."""
         ring, first = self._ring, 0
@@ -327,6 +332,16 @@ class Cluster:
             self.deadlines.close()
         if self._upkeep is not None:
             self._upkeep.close()
+
+    def connector(
+        self,
+        server: Server,
+        opened: Callable[[SegmentStream], None],
+        failed: Callable[[ConnectionFailed], None],
+    ) -> Connector:
+        """Returns what opens a connection to ``server`` that is of no pool."""
+        stagger = self._settings.connect_timeout / 3
+        return Connector(server, self._io_loop, self._transport, stagger, opened, failed)
 
     @property
     def timers(self) -> list[NamedTimer]:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
 from .deadlines import detached
@@ -108,6 +109,21 @@ class SegmentStream(IOStream):
             self.close()
             return False
         return True
+
+    def pause(self) -> None:
+        """Reads no more: what comes waits in the socket, and whoever sends it in the end.
+
+        Nor is the stream's end noticed. For one on which nothing is written meanwhile.
+        """
+        self.receiver = None
+        self.io_loop.update_handler(self.fileno(), IOLoop.NONE)
+
+    def resume(self, receiver: Receiver) -> None:
+        """Reads on after a `pause`, on a later tick."""
+        # (A segment is longer than a record of TLS: nothing is left that was decrypted before.)
+        self.receiver = receiver
+        if not self.closed():
+            self.io_loop.update_handler(self.fileno(), IOLoop.READ | IOLoop.ERROR)
 
     def send_pieces(self, pieces: Sequence[bytes], size: int) -> "asyncio.Future[None] | None":
         """Sends ``pieces``, ``size`` bytes together, straight to the socket.
