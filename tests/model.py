@@ -29,6 +29,9 @@ class Kept(NamedTuple):
     flags: int
     ends: float
     unique: int
+    #: Invalidated; and whether somebody was told that he is to fetch it anew.
+    stale: bool = False
+    told: bool = False
 
     @property
     def value(self) -> Any:
@@ -155,6 +158,98 @@ class Model:
             self.set(key, value, exptime)
         return []
 
+    # -- meta
+
+    def meta_get(
+        self, key: str, *, touch: Any = None, vivify: Any = None, recache: int = 0
+    ) -> dict[str, Any] | None:
+        """Returns what a `MetaItem` tells: value, unique, won, stale, recache."""
+        kept = self.there(key)
+        if kept is None and vivify is None:
+            return None
+        won = kept is None or (kept.stale and not kept.told)
+        if kept is None:
+            self._keep(key, b"", 0, self._ends(vivify))
+        elif not kept.told and kept.ends - self.now < recache:
+            won = True
+        there = self.items[key]
+        recached = there.told and not won
+        self.items[key] = there._replace(told=there.told or won)
+        if kept is not None and touch is not None:
+            self._touched(key, touch)
+        kept = there
+        stub = not (kept.data or kept.flags) and (won or recached or kept.stale)
+        value = None if stub else kept.value
+        return {
+            "value": value,
+            "cas_unique": kept.unique,
+            "won": won,
+            "stale": kept.stale,
+            "recache": recached,
+            "size": len(kept.data),
+        }
+
+    def meta_get_multi(self, keys: Iterable[str]) -> tuple[dict[str, Any], bool]:
+        hits, unread = {}, False
+        for key in dict.fromkeys(keys):
+            try:
+                found = self.meta_get(key)
+            except SerializationError:
+                unread = True
+            else:
+                if found is not None:
+                    hits[key] = found
+        return hits, unread
+
+    def meta_set(
+        self, key: str, value: Any, exptime: Any = 0, mode: str = "set", unique: int | None = None
+    ) -> bool | None:
+        kept = self.there(key)
+        if unique is not None and (kept is None or kept.unique != unique):
+            # (What is to be joined to is asked for before its unique is.)
+            return None if kept is None and mode in ("set", "replace") else False
+        if mode in ("append", "prepend"):
+            return bool(getattr(self, mode)(key, value))
+        return bool(getattr(self, mode)(key, value, exptime))
+
+    def meta_delete(
+        self,
+        key: str,
+        *,
+        invalidate: bool = False,
+        exptime: Any = None,
+        unique: int | None = None,
+    ) -> bool | None:
+        kept = self.there(key)
+        if kept is None:
+            return None
+        if unique is not None and kept.unique != unique:
+            return False
+        if not invalidate:
+            return self.delete(key)
+        ends = kept.ends if exptime is None else self._ends(exptime)
+        self.items[key] = Kept(kept.data, kept.flags, ends, next(self._uniques), stale=True)
+        return True
+
+    def meta_delete_multi(self, keys: Iterable[str], *, invalidate: bool = False) -> list[str]:
+        for key in dict.fromkeys(keys):
+            self.meta_delete(key, invalidate=invalidate)
+        return []
+
+    def meta_arithmetic(
+        self,
+        key: str,
+        delta: int = 1,
+        *,
+        mode: str = "incr",
+        initial: int = 0,
+        vivify: Any = None,
+    ) -> int | None:
+        if self.there(key) is None and vivify is not None:
+            self._keep(key, b"%d" % initial, 0, self._ends(vivify))
+            return initial
+        return self._count(key, delta if mode == "incr" else -delta)
+
     # -- the rest
 
     def delete(self, key: str) -> bool:
@@ -183,6 +278,9 @@ class Model:
         # "The number MAY be space-padded at the end": it is, to what it was.
         data = (b"%d" % number).ljust(len(kept.data))
         self._keep(key, data, kept.flags, kept.ends)
+        if len(data) == len(kept.data):  # (it is the same item, with other digits)
+            marks = {"stale": kept.stale, "told": kept.told}
+            self.items[key] = self.items[key]._replace(**marks)
         return number
 
     def flush_all(self) -> bool:

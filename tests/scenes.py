@@ -239,6 +239,7 @@ class Scene:
         phase = self.phase
         if phase.warm:
             await asyncio.gather(self.client.get((0, "first")), self.client.get((1, "third")))
+            await self.client.meta_noop()  # (that the servers speak meta is known from then on)
         self._warm = list(self.pool._connections)
         if phase.place:
             self.held.hold(phase.place, b"victim")

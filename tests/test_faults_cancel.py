@@ -62,6 +62,10 @@ def _value(scene: Scene, outcome: Any) -> bool:
     return outcome == scene.value("victim")
 
 
+def _item(scene: Scene, outcome: Any) -> bool:
+    return outcome.value == scene.value("victim")
+
+
 def _pair(scene: Scene, outcome: Any) -> bool:
     return _value(scene, outcome[0]) and outcome[1] > 0
 
@@ -144,6 +148,26 @@ CALLS: dict[str, dict[str, Call]] = {
             "stores",
         ),
         "several": Call(_several, _new),
+        "meta_get": Call(lambda s, **how: s.client.meta_get(V, **how), _item, "reads"),
+        "meta_get vivify": Call(
+            lambda s, **how: s.client.meta_get(F, vivify=100, **how),
+            lambda s, item: item.won,
+            "writes",
+        ),
+        "meta_get_multi": Call(
+            lambda s, **how: s.client.meta_get_multi([V, E], **how),
+            lambda s, found: _hits(s, {key: item.value for key, item in found.items()}),
+            "reads",
+        ),
+        "meta_set": Call(lambda s, **how: s.client.meta_set(V, s.new, **how), True, "stores"),
+        "meta_delete": Call(lambda s, **how: s.client.meta_delete(V, **how), True, "writes"),
+        "meta_arithmetic": Call(
+            lambda s, **how: s.client.meta_arithmetic(N, 2, **how),
+            lambda s, item: item.value == 7,
+            "writes",
+        ),
+        "debug": Call(lambda s, **how: s.client.debug(V, **how), lambda s, told: "exp" in told),
+        "meta_noop": Call(lambda s, **how: s.client.meta_noop(**how), _of_both),
     },
     "memcache": {
         "get": Call(lambda s, **how: s.face.get(V, **how), _value, "reads"),

@@ -202,6 +202,15 @@ class Machine(RuleBasedStateMachine):
             assert outcome.keys() == hits.keys() and bool(outcome.errors) is unread, told
             for key, item in outcome.items():
                 self.same_item(item, hits[key], told)
+        elif name == "meta_get":
+            self.same_meta(outcome, expected, told)
+        elif name == "meta_get_multi":
+            hits, unread = expected
+            assert outcome.keys() == hits.keys() and bool(outcome.errors) is unread, told
+            for key, item in outcome.items():
+                self.same_meta(item, hits[key] | {"cas_unique": None}, told)
+        elif name == "meta_arithmetic" and outcome is not None:
+            assert outcome.value == expected, told
         elif name == "flush_all":
             assert list(outcome.values()) == [expected] and not outcome.errors, told
         else:
@@ -214,6 +223,17 @@ class Machine(RuleBasedStateMachine):
         if token is not None:
             self.same_unique(token, unique, told)
             self.given.append(token)
+
+    def same_meta(self, outcome: Any, expected: Any, told: str) -> None:
+        assert (outcome is None) is (expected is None), told
+        if outcome is None:
+            return
+        assert _typed(outcome.value) == _typed(expected["value"]), told
+        for name in ("won", "stale", "recache", "size"):
+            assert getattr(outcome, name) == expected[name], f"{name}: {told}"
+        if expected["cas_unique"] is not None:
+            self.same_unique(outcome.cas_unique, expected["cas_unique"], told)
+            self.given.append(outcome.cas_unique)
 
     def same_unique(self, token: int, unique: int, told: str) -> None:
         """One cas unique of the model is one of the server, and the other way round."""
@@ -315,6 +335,104 @@ class Machine(RuleBasedStateMachine):
             stored = self.stored()[_wire(key)].value
             assert stored.rstrip() == kept.data.rstrip() and len(stored) <= len(kept.data)
             self.model.items[key] = kept._replace(data=stored)
+
+    @rule(
+        key=keys,
+        vivify=st.none() | exptimes.filter(lambda exptime: exptime.seconds > 0),
+        touch=st.none() | exptimes,
+        recache=st.sampled_from([0, 0, 10, MONTH]),
+    )
+    def meta_get(
+        self, key: str, vivify: Exptime | None, touch: Exptime | None, recache: int
+    ) -> None:
+        named: dict[str, Any] = {"recache": recache}
+        if vivify is not None:
+            named["vivify"] = self.exptime(vivify)
+        if touch is not None:
+            named["touch"] = self.exptime(touch)
+        self.meta("meta_get", (key,), named, cas_unique=True)
+
+    def meta(self, name: str, given: tuple[Any, ...], named: dict[str, Any], **more: Any) -> None:
+        """Makes one call, with ``more`` that the model does not ask about."""
+        type(self).calls += 1
+        asked = {**named, **more}
+
+        async def ask() -> Any:
+            made = getattr(self.mc, name)(*given, **asked)
+            return (await asyncio.gather(made, return_exceptions=True))[0]
+
+        outcome = self.io_loop.run_sync(ask, timeout=30)
+        try:
+            expected = getattr(self.model, name)(*given, **named)
+        except MemcacheError as error:
+            expected = error
+        self.same(name, (given, named), outcome, expected)
+
+    @rule(
+        mode=st.sampled_from(["set", "set", "add", "replace", "append", "prepend"]),
+        key=keys,
+        value=values,
+        end=ends,
+        exptime=exptimes,
+        pick=st.none() | st.integers(0, 1 << 16),
+    )
+    def meta_set(
+        self, mode: str, key: str, value: Any, end: Any, exptime: Exptime, pick: int | None
+    ) -> None:
+        given = (key, end) if mode in ("append", "prepend") else (key, value, self.exptime(exptime))
+        named: dict[str, Any] = {"mode": mode}
+        if pick is None or not self.given or mode == "add":
+            return self.meta("meta_set", given, named)
+        token = self.given[pick % len(self.given)]
+        named["unique"] = self.tokens[int(token)]
+        outcome = self.io_loop.run_sync(
+            lambda: self.mc.meta_set(*given, mode=mode, cas_unique=token)
+        )
+        # (memcached looks at the unique before it looks at the mode.)
+        self.same("meta_set", (given, named), outcome, self.model.meta_set(*given, **named))
+
+    @rule(
+        key=keys,
+        invalidate=st.booleans(),
+        exptime=st.none() | exptimes,
+        pick=st.none() | st.integers(0, 1 << 16),
+    )
+    def meta_delete(
+        self, key: str, invalidate: bool, exptime: Exptime | None, pick: int | None
+    ) -> None:
+        named: dict[str, Any] = {"invalidate": invalidate}
+        if invalidate and exptime is not None:
+            named["exptime"] = self.exptime(exptime)
+        if pick is None or not self.given:
+            return self.meta("meta_delete", (key,), named)
+        token = self.given[pick % len(self.given)]
+        outcome = self.io_loop.run_sync(lambda: self.mc.meta_delete(key, cas_unique=token, **named))
+        expected = self.model.meta_delete(key, unique=self.tokens[int(token)], **named)
+        self.same("meta_delete", (key, named), outcome, expected)
+
+    @rule(
+        key=keys,
+        delta=deltas,
+        initial=deltas,
+        vivify=st.none() | exptimes.filter(lambda exptime: exptime.seconds >= 0),
+        number=numbers,
+    )
+    def meta_arithmetic(
+        self, key: str, delta: int, initial: int, vivify: Exptime | None, number: Any
+    ) -> None:
+        if number is not None:
+            self.one("set", key, number)
+        named: dict[str, Any] = {}
+        if vivify is not None:
+            named = {"vivify": self.exptime(vivify), "initial": initial}
+        self.meta("meta_arithmetic", (key, delta), named)
+
+    @rule(keys=some_keys, invalidate=st.booleans(), deletes=st.booleans())
+    def meta_many(self, keys: list[str], invalidate: bool, deletes: bool) -> None:
+        if deletes:
+            self.meta("meta_delete_multi", (keys,), {"invalidate": invalidate})
+        else:
+            self.meta("meta_get_multi", (keys,), {})
 
     @rule(key=keys)
     def delete(self, key: str) -> None:
@@ -441,5 +559,6 @@ def test_a_real_memcached_is_as_the_model(memcached, io_loop):
 def test_the_embedded_server_is_as_the_model(io_loop, monkeypatch):
     hand = Hand()
     # What is longer than a month is turned into a moment, on the clock of the server.
-    monkeypatch.setattr("tornado_memcache.commands.time", SimpleNamespace(time=hand))
+    for module in ("commands", "meta_commands"):
+        monkeypatch.setattr(f"tornado_memcache.{module}.time", SimpleNamespace(time=hand))
     run(Embedded(hand), io_loop)
