@@ -258,6 +258,14 @@ async def test_debug_tells_what_the_server_knows(mc):
 
 
 @pytest.mark.gen_test
+async def test_a_size_that_is_not_told_of_what_was_stored_is_no_fault(mc):
+    """1.6.18 takes the letter and says nothing; a later one says it."""
+    reply = await mc.request(Request(b"ms", (b"k",), b"value", argument=b"s c"))
+    assert reply.status == b"HD" and b"c" in reply.text
+    assert await mc.get("k") == b"value"
+
+
+@pytest.mark.gen_test
 async def test_a_noop_asks_every_server(mc, memcached):
     assert await mc.meta_noop() == {memcached.address: True}
 

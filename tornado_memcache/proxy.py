@@ -246,14 +246,8 @@ def _as_it_is(reply: Reply) -> Reply:
 
 
 def _passed(request: Request) -> bytes:
-    """Returns the flags of a meta request that go on.
-
-    Not ``q``: the reply is owed to us, if not to the client. Nor ``s`` of
-    ``ms``, to which memcached 1.6.18 has no answer: a reply without it
-    would end a connection that others share.
-    """
-    left = (b"q", b"s") if request.verb == b"ms" else (b"q",)
-    return b" ".join(word for word in request.argument.split(b" ") if word not in left)
+    """Returns the flags of a meta request that go on: not ``q``, the reply is owed to us."""
+    return b" ".join(word for word in request.argument.split(b" ") if word != b"q")
 
 
 def _fitting(request: Request) -> Request:
