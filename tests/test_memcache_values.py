@@ -18,7 +18,12 @@ import pytest
 
 from tornado_memcache import SerializationError
 from tornado_memcache import memcache as ours
-from tornado_memcache.memcache_values import PythonMemcachedValues, cause_of, no_pickle
+from tornado_memcache.memcache_values import (
+    UNREAD_TOLD,
+    PythonMemcachedValues,
+    cause_of,
+    no_pickle,
+)
 
 LOG = "tornado_memcache"
 
@@ -162,8 +167,10 @@ def test_pylibmcs_longs_are_ints():
 
 
 @pytest.mark.gen_test
-async def test_a_broken_pickle_is_none_and_a_log_line(memcached, expect_log):
-    log = expect_log(LOG, "value of key 'k' cannot be unpickled", times=3)
+async def test_a_broken_pickle_is_none_and_one_log_line_however_often_it_is_read(
+    memcached, expect_log
+):
+    log = expect_log(LOG, "value of key 'k' cannot be unpickled", times=1)
     memcached.ask(b"set k 1 0 6\r\nbroken\r\n")
     with both(memcached.address) as (mc, other):
         assert other.get("k", "d") is None and await mc.get("k", "d") is None
@@ -171,7 +178,15 @@ async def test_a_broken_pickle_is_none_and_a_log_line(memcached, expect_log):
         got = asyncio.get_running_loop().create_future()
         mc.get("k", callback=got.set_result)
         assert await got is None
-    assert log.count == 3
+    assert log.count == 1
+
+
+def test_no_more_than_some_keys_are_told_whose_pickles_are_broken(expect_log):
+    log = expect_log(LOG, "cannot be unpickled", times=UNREAD_TOLD)
+    broken = values()
+    for number in range(UNREAD_TOLD + 50):
+        assert broken.decode(b"k%d" % number, b"broken", 1) is None
+    assert log.count == UNREAD_TOLD
 
 
 @pytest.mark.gen_test

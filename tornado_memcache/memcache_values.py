@@ -25,6 +25,9 @@ from .serializer import (
 
 _log = logging.getLogger("tornado_memcache")
 
+#: The log tells of a value that cannot be unpickled once for each key, and of so many keys.
+UNREAD_TOLD = 100
+
 
 def no_pickle(file: Any) -> NoReturn:
     """An ``unpickler`` that refuses: a pickle reads as None, and the log says so."""
@@ -55,6 +58,7 @@ class PythonMemcachedValues:
         self.decompressor = decompressor
         self.persistent_load: Callable[[Any], Any] | None = None
         self.persistent_id: Callable[[Any], Any] | None = None
+        self._unread: set[bytes] = set()
 
     def store(self, value: Any, min_compress_len: int = 0) -> tuple[bytes, int]:
         """Returns what python-memcached stores for ``value``, and its flags."""
@@ -130,7 +134,9 @@ class PythonMemcachedValues:
         except Exception as error:
             # What else an unpickler raises may hold a piece of the value.
             told = error if isinstance(error, pickle.UnpicklingError) else type(error).__name__
-            _log.warning("value of key %s cannot be unpickled: %s", shown(key), told)
+            if key not in self._unread and len(self._unread) < UNREAD_TOLD:
+                self._unread.add(key)
+                _log.warning("value of key %s cannot be unpickled: %s", shown(key), told)
             return None
 
 
