@@ -53,9 +53,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("outbox", "retry", "streamed"),
     # -- no pure floors from here on
     ("health", "deadlines"),
-    ("lanes", "boundaries", "stream", "memcache_cas", "timers"),
+    ("lanes", "boundaries", "stream", "memcache_cas", "timers", "observer"),
     ("call", "tls", "fanout", "authentication", "events", "chain", "spoken"),
-    ("factories", "leases"),
+    ("factories", "leases", "observed"),
     ("connector", "foreground", "workers"),
     ("computations",),
     ("connection", "guest", "memcache_outcomes"),
@@ -73,6 +73,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("client",),
     ("discovery", "cached"),
     ("memcache", "tornadoasyncmemcache", "web", "relay"),
+    ("prometheus_observer", "opentelemetry_observer"),
     ("proxy", "proxy_config"),
     ("proxy_server",),
     ("proxy_command",),
@@ -110,6 +111,8 @@ PUBLIC = [
     "MultiResult",
     "Namespace",
     "NotSerializable",
+    "ObservedCall",
+    "Observer",
     "Plain",
     "ProtocolError",
     "Reply",
@@ -127,6 +130,11 @@ PUBLIC = [
     "boundary",
     "cached",
 ]
+#: What a module may import besides, because somebody asks for that module by its name.
+EXTRAS = {
+    "prometheus_observer": {"prometheus_client"},
+    "opentelemetry_observer": {"opentelemetry"},
+}
 #: The modules that talk to a terminal.
 MAY_PRINT = {"__main__", "cli"}
 
@@ -222,9 +230,16 @@ def test_tornado_is_the_only_dependency() -> None:
             f"{module}.py:{line} imports {name}"
             for module, tree in trees().items()
             for name, _, line in imports(tree)
-            if name.split(".")[0] not in known
+            if name.split(".")[0] not in known | EXTRAS.get(module, set())
         ]
     )
+
+
+def test_nothing_imports_what_is_an_extra_unless_it_is_asked_for() -> None:
+    code = f"import sys, {NAME}.discovery, {NAME}.memcache, {NAME}.web; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
+    extras = {name for names in EXTRAS.values() for name in names}
+    assert f"{NAME}.observer" in loaded and not extras & {name.split(".")[0] for name in loaded}
 
 
 def test_no_private_names_of_tornado_or_asyncio() -> None:

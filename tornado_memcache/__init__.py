@@ -32,6 +32,7 @@ from .errors import (
 from .funnel import How
 from .meta_outcomes import MetaItem
 from .namespaces import Namespace
+from .observer import ObservedCall, Observer
 from .outcomes import CasUnique, FailedKeys, MultiResult
 from .protocol import Item, Reply, Request
 from .serializer import Plain, Serializer
@@ -60,6 +61,8 @@ __all__ = [
     "MultiResult",
     "Namespace",
     "NotSerializable",
+    "ObservedCall",
+    "Observer",
     "Plain",
     "ProtocolError",
     "Reply",

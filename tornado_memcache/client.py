@@ -6,7 +6,7 @@ format, a socket, or who is dead.
 
 import asyncio
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ssl import SSLContext
 from typing import Any
 
@@ -22,6 +22,8 @@ from .errors import InvalidKey, InvalidRequest
 from .events import Events, OnDown, OnUp
 from .migration import Migration, Side
 from .namespaces import Home, Namespace, Spaces, checked_age
+from .observed import finding
+from .observer import Observer, Observers, checked_observers
 from .serializer import Serializer
 from .settings import DEFAULT_VALUE_SIZE, Settings
 from .stampede import Stampede
@@ -73,6 +75,9 @@ class Client(Stampede):
     with its name and a `.MemcacheError`, and when it answers again, or
     leaves the servers while it is dead. They run on a later tick and
     outside of any boundary; what they raise is logged.
+
+    ``observer`` is an `.Observer`, or a list of them: each is told of
+    every call, of the servers and of the connections.
 
     ``ring`` places the keys: "modulo" (as python-memcached), "ketama",
     "ketama_weighted" (as libmemcached), "rendezvous", an object with
@@ -139,16 +144,28 @@ class Client(Stampede):
         password: str | bytes | None = None,
         on_server_up: OnUp | None = None,
         on_server_down: OnDown | None = None,
+        observer: Observer | Sequence[Observer] | None = None,
         migrate_from: "Client | None" = None,
         migrate_exptime: Any = None,
     ) -> None:
         self._settings = Settings.of(locals())
-        told = checked_credentials(username, password), Events(on_server_up, on_server_down)
+        events = Events(on_server_up, on_server_down, checked_observers(observer))
+        told = checked_credentials(username, password), events
         self._cluster = Cluster(servers, self._settings, ring, gutter, resolver, ssl, *told)
-        self._values = Values(serializer, compress_over, max_decompressed_size, max_value_size)
-        self._decode, self._raw_flags, self._wires = self._values.decode, self._values.raw_flags, {}
-        self._prefix, self.computations = _checked_prefix(key_prefix), Computations(self._values)
-        self.migration = self._migrating(migrate_from, migrate_exptime)
+        self._read_by(Values.of(locals()), key_prefix)
+        self._lead(events.observers, migrate_from, migrate_exptime)
+
+    def _read_by(self, values: Values, prefix: str | bytes) -> None:
+        self._values = values
+        self._decode, self._raw_flags = values.decode, values.raw_flags
+        self._finding = finding(values.decode, values.raw_flags)
+        self._prefix, self._wires = _checked_prefix(prefix), {}
+        self.computations = Computations(values)
+
+    def _lead(self, observers: Observers | None, old: Any, exptime: Any) -> None:
+        """Says which way calls go: past an old cluster, past observers, or straight."""
+        self._observers, self.migration = observers, self._migrating(old, exptime)
+        self._direct = self.migration is None and observers is None
 
     def _migrating(self, old: Any, exptime: Any) -> Migration | None:
         if old is None and exptime is None:

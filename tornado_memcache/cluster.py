@@ -218,7 +218,10 @@ class Cluster:
 
     def _abandon(self) -> None:
         """Lets go of loop and pools: nobody there can be told anything."""
-        lost = sum(pool.abandon() for pool in (*self.pools, *self._retired))
+        pools = (*self.pools, *self._retired)
+        were_open = [(one.name, sum(each.open for each in one.connections)) for one in pools]
+        lost = sum(pool.abandon() for pool in pools)
+        self._events.abandoned(were_open, forked=self._forked())
         if lost and not self._forked():
             _log.warning("%d memcache calls were lost with their event loop", lost)
         self._retired, self._upkeep = [], None

@@ -230,6 +230,7 @@ class Pool:
         )
 
     def opened(self, connection: Connection) -> None:
+        self._events.opened(self._loop, self.name)
         self._growth.opened()
         self.health.cold = False
         connection.hold()
@@ -361,6 +362,7 @@ class Pool:
         if not connection.connecting:
             self.losses += 1
             self.generation += 1
+        self._events.ended(self._loop, self.name, error, not connection.connecting, self.closed)
         again, failed = sort_out(error, connection.opened_at, owed, unsent, self.closed)
         for slot in failed:
             self.pending -= slot.weight

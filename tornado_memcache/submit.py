@@ -26,6 +26,8 @@ from .funnel import How, Key
 from .gutter import shortened
 from .meta_commands import MetaCommands
 from .migration import Migration
+from .observed import Found, observe, of_get, of_many, of_one, reading
+from .observer import ObservedCall, Observers
 from .outcomes import Replies, outdated
 from .pool import Pool
 from .protocol import Reply, Request, fail
@@ -50,6 +52,12 @@ class Submitter(MetaCommands):
     _settings: Settings
     _values: Values
     _prefix: bytes
+    #: Who is told of calls, None without an observer.
+    _observers: Observers | None = None
+    #: True if a call asks one cluster, and nobody is told of it: the way of most.
+    _direct = True
+    #: Makes of a hit what a gathered get that is observed has as its outcome.
+    _finding: Callable[[bytes, bytes, int], Found]
     #: Keys that were checked, as they are on the wire.
     _wires: dict[str, bytes]
 
@@ -116,6 +124,7 @@ class Submitter(MetaCommands):
         self,
         default: Any = None,
         asked: Request | bytes | None = None,
+        told: ObservedCall | None = None,
         /,
         *,
         timeout: float | None = None,
@@ -127,7 +136,8 @@ class Submitter(MetaCommands):
 
         The first is None when nothing is to be asked: the boundary of the
         caller has ended, or its budget is spent. ``asked`` names the call
-        in such a failure: its request, or the key of a get.
+        in such a failure: its request, or the key of a get. ``told`` is
+        the call as observers are told of it, if there are any.
         """
         if unknown:
             raise TypeError(
@@ -145,7 +155,9 @@ class Submitter(MetaCommands):
             terms = Terms(timeout, self._settings.request_timeout)
         waiter: CallbackCall | FutureCall
         future: Any = None
-        if callback is not None or fail_callback is not None:
+        if told is not None:
+            waiter, future = observe(told, loop, register, terms, callback, fail_callback, default)
+        elif callback is not None or fail_callback is not None:
             waiter = CallbackCall(register, terms, callback, fail_callback, default)
         elif default is None and (terms is None or terms.plain):
             plain = loop.create_future()
@@ -176,7 +188,7 @@ class Submitter(MetaCommands):
                 self._remember(key, wire)
         else:
             pool = cluster.only or cluster.pool_for(wire)
-        connection = pool.usable if self.migration is None else None  # (that asks two clusters)
+        connection = pool.usable if self._direct else None
         if connection is not None and timeout is default is None and entered() is None:
             if callback is None and fail_callback is None:
                 future = loop.create_future()
@@ -189,7 +201,7 @@ class Submitter(MetaCommands):
                 return None  # type: ignore[return-value]
         how: Any = {"timeout": timeout, "callback": callback, "fail_callback": fail_callback}
         if connection is None:
-            return self._retrieve(b"get", key, default, 0, how)
+            return self._get_indirect(key, wire, pool, default, how)
         waiter, future = self._begin(default, wire, **how)
         if waiter is not None:
             slot = connection.gather(wire, waiter, self._decode, self._raw_flags)
@@ -199,13 +211,40 @@ class Submitter(MetaCommands):
 
     get.__doc__ = MetaCommands.get.__doc__
 
+    def _get_indirect(
+        self, key: Key, wire: bytes, pool: Pool, default: Any, how: Any
+    ) -> "asyncio.Future[Any]":
+        """A get that no connection takes at once, or that observers are told of.
+
+        The latter is gathered as any other is.
+        """
+        if self._observers is None or self.migration is not None:
+            return self._retrieve(b"get", key, default, 0, how)
+        told = of_get(self._observers, pool.name, wire)
+        waiter, future = self._begin(default, wire, told, **how)
+        connection = pool.usable  # (whom observers have told may have closed it)
+        if waiter is None:
+            return future
+        if connection is not None:
+            waiter.work = connection.gather(wire, waiter, self._finding, None)
+            return future
+        request = Request(b"get", (wire,))
+        outcome = reading(told, request, partial(self._value_of, wire, default))
+        slot = waiter.work = slot_for(request, waiter, outcome, self._deadline())
+        pool.submit(slot)
+        return future
+
     def _submit(
         self, pool: Pool, request: Request, outcome: Callable[[Reply], Any], how: Any
     ) -> "asyncio.Future[Any]":
         migration = self.migration and self.migration.ready()
         if migration is not None:
             migration.check(request)
-        waiter, future = self._begin(None, request, **how)
+        told: tuple[ObservedCall, ...] = ()
+        if self._observers is not None:
+            told = (of_one(self._observers, pool.name, request),)
+            outcome = reading(told[0], request, outcome)
+        waiter, future = self._begin(None, request, *told, **how)
         if waiter is not None and migration is not None:
             chain = migration.chain(pool, request, waiter, outcome)
             if waiter.__class__ is not asyncio.Future:
@@ -236,7 +275,10 @@ class Submitter(MetaCommands):
         if migration is not None:
             for _, request, _ in parts:
                 migration.check(request)
-        waiter, future = self._begin(None, parts[0][1], **how)
+        told: tuple[ObservedCall, ...] = ()
+        if self._observers is not None:
+            told, parts = of_many(self._observers, parts, result)
+        waiter, future = self._begin(None, parts[0][1], *told, **how)
         if waiter is None:
             return future
         fanout = Fanout(waiter, result, whole=whole, strict=strict)

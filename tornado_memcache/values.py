@@ -5,6 +5,7 @@ not know a command or a server. A user's serializer is code like any
 other: whatever it raises becomes an error of this package.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from .arguments import check_integer
@@ -46,6 +47,12 @@ class Values:
         # In a serializer that is not one of ours the flag may mean something else.
         if isinstance(self._serializer, Plain) or compress_over is not None:
             self._compression = Compression(compress_over, max_decompressed_size)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Values":
+        """Returns the format that stands under its names among ``options``, checked."""
+        names = ("serializer", "compress_over", "max_decompressed_size", "max_value_size")
+        return cls(*[options[name] for name in names])
 
     def encode(self, wire: bytes, value: Any, compress: bool = True) -> tuple[bytes, int]:
         """Returns the bytes and flags of ``value``, checked and perhaps compressed."""
