@@ -57,7 +57,14 @@ setup(
             # ... and these, which the embedded server must agree with too.
             "aiomcache==0.8.2",
             "emcache==1.3.3",
+            # What the extras below ask for, and what keeps the spans that are made.
+            "prometheus_client>=0.20,<1",
+            "opentelemetry-api>=1.27,<2",
+            "opentelemetry-sdk>=1.27,<2",
         ],
+        # tornado_memcache.prometheus_observer, tornado_memcache.opentelemetry_observer.
+        "prometheus": ["prometheus_client>=0.20,<1"],
+        "opentelemetry": ["opentelemetry-api>=1.27,<2"],
         # python -m tests.fuzz_parser. It is not built for every Python and system.
         "fuzz": ["atheris>=2.3,<4"],
         # The peers that the benchmarks compare with.
@@ -69,6 +76,9 @@ setup(
             "python-memcached==1.62",
             "pylibmc==1.6.3",
             "uvloop>=0.21",
+            # What an observer costs.
+            "prometheus_client>=0.20,<1",
+            "opentelemetry-sdk>=1.27,<2",
         ],
     },
     classifiers=[
