@@ -29,11 +29,11 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def fetch(port: int) -> tuple[int, str]:
+def fetch(port: int, path: str = "") -> tuple[int, str]:
     end = time.monotonic() + 10
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as page:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as page:
                 return page.status, page.read().decode()
         except urllib.error.HTTPError as error:
             with error:
