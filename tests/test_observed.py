@@ -23,7 +23,7 @@ from tornado_memcache import (
     boundary,
 )
 
-from .asked import EXCHANGES, NAMES, STYLES, Asked, until
+from .asked import EXCHANGES, NAMES, STYLES, Asked, meta_known, until
 from .scripted import Close, Expect, Scripted, Send
 
 WHO = contextvars.ContextVar("WHO", default="nobody")
@@ -71,6 +71,7 @@ class Told(Observer):
 # -- every command
 
 
+@pytest.mark.usefixtures(meta_known.__name__)
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("exchange", EXCHANGES, ids=NAMES)
 @pytest.mark.gen_test

@@ -18,7 +18,7 @@ from tornado_memcache import Client, ConnectionFailed, MemcacheError, ServerDead
 from tornado_memcache.observer import KINDS
 from tornado_memcache.prometheus_observer import PrometheusObserver
 
-from .asked import EXCHANGES, NAMES, STYLES, Asked, until
+from .asked import EXCHANGES, NAMES, STYLES, Asked, meta_known, until
 from .memcacheds import free_port
 from .scripted import Expect, Scripted, Send
 from .test_readme import fetch
@@ -147,6 +147,7 @@ def records():
     logger.setLevel(level)
 
 
+@pytest.mark.usefixtures(meta_known.__name__)
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("exchange", EXCHANGES, ids=NAMES)
 @pytest.mark.gen_test

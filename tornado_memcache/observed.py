@@ -12,7 +12,6 @@ from typing import Any
 from .boundaries import Entry
 from .call import CallbackCall, FutureCall, Terms
 from .deadlines import Deadlines
-from .errors import MemcacheError
 from .observer import ObservedCall, Observers, kind_of
 from .outcomes import Replies
 from .protocol import Reply, Request
@@ -100,7 +99,7 @@ class ObservedCallbackCall(CallbackCall):
         self.told.finish(word)
         super().set_result(outcome)
 
-    def set_exception(self, error: MemcacheError) -> None:
+    def set_exception(self, error: BaseException) -> None:
         self._done = True
         self.told.finish(kind_of(error), error)
         super().set_exception(error)
@@ -236,7 +235,15 @@ def _take(told: ObservedCall, request: Request, take: Take, reply: Any, good: bo
 
 def _note(told: ObservedCall, request: Request, reply: Reply) -> str:
     """Adds what a reply brought; returns it in a word."""
-    if request.verb in _RETRIEVALS:
+    if (batch := getattr(reply, "replies", None)) is not None:  # (quiet: some are left out)
+        found = {key for key, one in batch.items() if one.status == b"VA"}
+        told.received += sum([len(batch[key].value) for key in found])
+        missed = sum([_WORDS.get(one.status) == "miss" for one in batch.values()])
+        hits = len(found) if request.verb == b"mg" else len(request.keys) - len(batch)
+        misses = len(request.keys) - hits if request.verb == b"mg" else missed
+        hits, misses = (0, 0) if request.verb == b"ms" else (hits, misses)
+        word = "done"
+    elif request.verb in _RETRIEVALS:
         hits, misses = len(reply.items), len(request.keys) - len(reply.items)
         told.received += sum([len(item[0]) for item in reply.items.values()])
         word = "hit" if hits else "miss"
@@ -244,7 +251,7 @@ def _note(told: ObservedCall, request: Request, reply: Reply) -> str:
         stored = request.verb == b"ms" and reply.status == b"HD"
         word = "stored" if stored else _WORDS.get(reply.status, "done")
         hits, misses = int(word == "hit"), int(word == "miss")
-        told.received += len(getattr(reply, "value", b""))  # (of the meta dialect alone)
+        told.received += len(reply.value)  # (of the meta dialect alone)
     told.hits += hits
     told.misses += misses
     return word

@@ -124,12 +124,13 @@ class ObservedCall:
         self._begun = self._observers.started(self)
         self._began_at = clock()
 
-    def finish(self, outcome: str, error: MemcacheError | None = None) -> None:
+    def finish(self, outcome: str, error: BaseException | None = None) -> None:
         """Has it told, once, that the call has finished."""
         if self.outcome:
             return
         self.duration = clock() - self._began_at
-        self.outcome, self.error = outcome, error
+        self.outcome = outcome
+        self.error = error if isinstance(error, MemcacheError) else None
         self._observers.finished(self, self._begun)
 
     def __repr__(self) -> str:
