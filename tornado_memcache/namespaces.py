@@ -273,13 +273,18 @@ class _Checking(View):
         return self.encoded[-1]
 
     def _begin(
-        self, default: Any = None, asked: Request | bytes | None = None, /, **how: Any
+        self,
+        default: Any = None,
+        asked: Request | bytes | None = None,
+        observed: Any = None,
+        /,
+        **how: Any,
     ) -> Any:
         if not self._located:
-            return super()._begin(default, asked, **how)
+            return super()._begin(default, asked, observed, **how)
         if how.get("timeout") is None:
             how["timeout"] = self._settings.request_timeout  # (for the asking and the call)
-        begun = super()._begin(default, asked, **how)
+        begun = super()._begin(default, asked, observed, **how)
         told = ""
         if isinstance(asked, Request):
             told = asked._replace(keys=tuple(map(self._bare.key, asked.keys))).asked()
@@ -321,10 +326,15 @@ class _Resumed(View):
         return super()._encode(wire, value, compress) if done is None else done
 
     def _begin(
-        self, default: Any = None, asked: Request | bytes | None = None, /, **how: Any
+        self,
+        default: Any = None,
+        asked: Request | bytes | None = None,
+        observed: Any = None,
+        /,
+        **how: Any,
     ) -> Any:
         if self._goes_on:  # (what a command asks for by the way)
-            return super()._begin(default, asked, **how)
+            return super()._begin(default, asked, observed, **how)
         self._goes_on = True
         return self._waiter, None
 
