@@ -230,6 +230,16 @@ async def test_what_needs_no_server_and_what_is_refused_at_the_call_are_no_calls
     assert told.lines == [("get", "miss")] and len(told.started) == 1
 
 
+@pytest.mark.gen_test
+async def test_of_a_value_that_is_computed_the_requests_are_told_and_the_first_is_a_miss(memcached):
+    told = Told()
+    async with Client([memcached.address], observer=told) as client:
+        for _ in range(2):
+            assert await client.get_or_set("k", lambda: b"five", 60) == b"five"
+    lines = [("meta_get", "miss"), ("meta_set", "stored"), ("meta_get", "hit")]
+    assert told.lines == lines and [one.received for one in told.finished] == [0, 0, 4]
+
+
 # -- how a call can end
 
 

@@ -250,6 +250,8 @@ def _note(told: ObservedCall, request: Request, reply: Reply) -> str:
     else:
         stored = request.verb == b"ms" and reply.status == b"HD"
         word = "stored" if stored else _WORDS.get(reply.status, "done")
+        if request.verb == b"mg" and not reply.value and {b"W", b"Z"} & {*reply.text.split()}:
+            word = "miss"  # (an empty item that holds the place of one that is being computed)
         hits, misses = int(word == "hit"), int(word == "miss")
         told.received += len(reply.value)  # (of the meta dialect alone)
     told.hits += hits
