@@ -216,7 +216,8 @@ def _meta_replies(asked: Asked) -> list[bytes]:
         return _batch_replies(asked)
     key = asked.keys[0]
     if asked.verb == b"me":
-        return [b"ME %b exp=-1 la=0 cas=1\r\n" % key, b"ME YQ== exp=-1\r\n", b"EN\r\n"]
+        coded = base64.b64encode(key)
+        return [b"ME %b exp=-1 la=0 cas=1\r\n" % key, b"ME %b exp=-1\r\n" % coded, b"EN\r\n"]
     found = []
     for nth, code in enumerate(reference.CODES[asked.verb] * 3):
         flags = _returned(asked, key, nth)

@@ -23,10 +23,10 @@ from tornado_memcache import (
     Timeout,
     boundary,
 )
-from tornado_memcache.server import EmbeddedServer
 
 from .asked import until
 from .faultproxy import FaultProxy
+from .old_server import OldServer
 
 
 class Both:
@@ -180,8 +180,8 @@ async def test_the_same_servers_may_get_another_ring(start_memcached):
 
 @pytest.mark.gen_test
 async def test_an_old_server_that_cannot_tell_the_time_gives_migrate_exptime(start_memcached):
-    new = start_memcached()
-    async with EmbeddedServer() as server, Client([server.address]) as old:
+    new, behind = start_memcached(), start_memcached()
+    async with OldServer(behind) as server, Client([server.address]) as old:
         await old.set_multi({"k": "v", "counter": 1})
         async with Client([new.address], migrate_from=old, migrate_exptime=50) as client:
             assert await client.get("k") == "v"

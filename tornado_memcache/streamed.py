@@ -22,7 +22,7 @@ from .errors import (
     shown,
 )
 from .protocol import AT_LIMIT, TOO_MANY_CONNECTIONS, UNAUTHENTICATED, Unauthenticated
-from .text import error_of
+from .text import error_of, line_of
 
 _T = TypeVar("_T")
 
@@ -176,7 +176,7 @@ class MetadumpLines(Lines[MetadumpEntry]):
     A key is encoded as in a URI.
     """
 
-    request = b"lru_crawler metadump all\r\n"
+    request = line_of([b"lru_crawler", b"metadump", b"all"])
     ends = True
 
     def accept(self, line: bytes) -> bool:
@@ -227,7 +227,7 @@ def watch_request(words: tuple[Any, ...]) -> bytes:
             raise TypeError(f"words to watch must be str, not {type(word).__name__}")
         if not (word.isascii() and word.replace("_", "").isalnum()):
             raise InvalidRequest(f"{shown(word)} is no word to watch, as fetchers or mutations")
-    request = " ".join(("watch", *words)).encode() + b"\r\n"
+    request = line_of([b"watch", *map(str.encode, words)])
     if len(request) > LONGEST_WORDS:
         raise InvalidRequest("words to watch are too many for one line")
     return request
