@@ -509,7 +509,9 @@ def _opaque(opaque: object) -> list[bytes]:
 def _compared(cas_unique: Any) -> list[bytes]:
     if cas_unique is None:
         return []
-    return [b"C%d" % check_integer("cas_unique", cas_unique, 0, _BIGGEST)]
+    if not check_integer("cas_unique", cas_unique, 0, _BIGGEST):
+        raise InvalidRequest("cas_unique is 0, which no item has: pass the one that was fetched")
+    return [b"C%d" % cas_unique]
 
 
 def _changing(touch: Any, vivify: Any, recache: Any) -> list[bytes]:
