@@ -97,6 +97,49 @@ async def test_a_method_is_cached_and_what_it_raises_is_the_failure(mc):
 
 
 @pytest.mark.gen_test
+async def test_what_a_method_is_called_with_invalidates_it(mc):
+    calls: list[str] = []
+
+    class Site:
+        name = "site"
+
+        @cached(mc, 60, key="{self.name}:{path}")
+        async def page(self, path: str, of: str = "") -> str:
+            """Makes a page."""
+            calls.append(path)
+            return f"{self.name} {path}"
+
+    site = Site()
+    assert await site.page("front") == await site.page("front", of="it") == "site front"
+    assert site.page.key_of(path="front") == "site:front"
+    assert await site.page.invalidate("front") is True
+    assert await site.page("front") == "site front" and calls == ["front"] * 2
+    assert list(inspect.signature(site.page).parameters) == ["path", "of"]
+    assert site.page.__name__ == "page" and inspect.getdoc(site.page) == "Makes a page."
+    assert repr(Site.page).startswith("<cached <function ") and "Site.page" in repr(site.page)
+    with pytest.raises(TypeError, match=r"of a call of .*page: missing .*: 'path'"):
+        site.page()
+
+
+@pytest.mark.gen_test
+async def test_a_namespace_keeps_what_is_cached_and_ends_all_of_it(mc):
+    calls: list[int] = []
+    rows = mc.namespace("rows")
+
+    @cached(rows, 60, key="row:{number}", stale=30)
+    async def row(number: int) -> int:
+        calls.append(number)
+        return number * 2
+
+    assert [await row(1), await row(2), await row(1)] == [2, 4, 2]
+    assert await rows.get("row:1") == 2 and await mc.get("row:1") is None
+    assert await row.invalidate(1) is True
+    assert await row(1) == 2 and calls == [1, 2, 1]
+    assert await rows.invalidate() is True
+    assert [await row(1), await row(2)] == [2, 4] and calls == [1, 2, 1, 1, 2]
+
+
+@pytest.mark.gen_test
 async def test_a_key_that_cannot_be_made_names_the_function(silent):
     async with Client([silent.address]) as mc:
 
@@ -114,7 +157,7 @@ async def test_a_key_that_cannot_be_made_names_the_function(silent):
         Ann.name = "ann lee"
         with pytest.raises(InvalidKey, match=r"of a call of .*page: key .* white space"):
             page(Ann)
-        with pytest.raises(TypeError, match="missing a required argument: 'user'"):
+        with pytest.raises(TypeError, match=r"of a call of .*page: missing a required .*'user'"):
             page()
         with pytest.raises(InvalidKey):
             page.invalidate(None)
@@ -150,7 +193,7 @@ async def asynchronous_generator(n: int) -> Any:
 @pytest.mark.parametrize(
     ("kind", "told", "given"),
     [
-        (TypeError, "client must be a Client", {"client": None}),
+        (TypeError, "client must be a Client or a Namespace", {"client": None}),
         (InvalidRequest, "exptime must be from 0", {"exptime": -1}),
         (InvalidRequest, "exptime must be above 0", {"exptime": 0, "stale": 1}),
         (InvalidRequest, "lock_timeout", {"lock_timeout": 0}),

@@ -9,24 +9,28 @@ import functools
 import inspect
 import re
 import string
-from collections.abc import Callable
+import types
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, ParamSpec, Protocol, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 from .arguments import key_bytes
 from .boundaries import name_of
 from .client import Client
 from .errors import InvalidKey, InvalidRequest, shown
 from .funnel import Key
+from .namespaces import Namespace
 from .stampede import LOCK_TIMEOUT, checked_terms
 
 _P = ParamSpec("_P")
+_Q = ParamSpec("_Q")
+_T = TypeVar("_T")
 
 
-class Cached(Protocol[_P]):
-    """A function that ``@cached`` decorates."""
+class Cached(Protocol[_P, _T]):
+    """A function that ``@cached`` decorates; one of a class is a method of its objects."""
 
-    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> "asyncio.Future[Any]":
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> "asyncio.Future[_T]":
         """Returns a Future of the value, from the cache or computed."""
 
     def invalidate(self, *args: _P.args, **kwargs: _P.kwargs) -> "asyncio.Future[bool]":
@@ -38,16 +42,34 @@ class Cached(Protocol[_P]):
     def key_of(self, *args: _P.args, **kwargs: _P.kwargs) -> Key:
         """Returns the key of a call with these arguments."""
 
+    @overload
+    def __get__(self, of: None, owner: Any = None) -> "Cached[_P, _T]": ...
+
+    @overload
+    def __get__(
+        self: "Cached[Concatenate[Any, _Q], _T]", of: object, owner: Any = None
+    ) -> "Cached[_Q, _T]": ...
+
+
+class Decorator(Protocol):
+    """What `cached` returns: it takes the function."""
+
+    @overload
+    def __call__(self, function: Callable[_P, Awaitable[_T]], /) -> Cached[_P, _T]: ...
+
+    @overload
+    def __call__(self, function: Callable[_P, _T], /) -> Cached[_P, _T]: ...
+
 
 def cached(
-    client: Client,
+    client: Client | Namespace,
     exptime: "int | timedelta",
     key: str | Callable[..., Key],
     *,
     stale: "int | timedelta | None" = None,
     early: "int | timedelta | None" = None,
     lock_timeout: float = LOCK_TIMEOUT,
-) -> "Callable[[Callable[_P, Any]], Cached[_P]]":
+) -> Decorator:
     """Keeps what a function returns, by `.Client.get_or_set`::
 
         @cached(mc, 60, key="page:{user_id}:{language}", stale=30)
@@ -59,10 +81,15 @@ def cached(
 
     For plain and for coroutine functions; a call gives a Future of the
     value in either case. ``page.invalidate`` and ``page.key_of`` take the
-    arguments of a call (of a method its object too). ``key`` is a format string over the function's
-    parameters, defaults included, or a callable of the same arguments that
-    returns a key or ``(route, key)``. It has to tell apart all calls whose
-    values differ. ``exptime``, ``stale``, ``early`` and ``lock_timeout``
+    arguments of a call; of a method, ``site.page.invalidate(7)``. ``client``
+    may be a `.Namespace`, whose ``invalidate()`` ends all of it.
+
+    ``key`` is a format string over the function's parameters, defaults
+    included, or a callable of the same arguments that returns a key or
+    ``(route, key)``. It has to tell apart all calls whose values differ:
+    of ``"{a}:{b}"`` the pairs ``("x:y", "z")`` and ``("x", "y:z")`` have
+    the same. What a key cannot hold (spaces, long text) a callable may
+    hash. ``exptime``, ``stale``, ``early`` and ``lock_timeout``
     are those of `.Client.get_or_set`, whose failures a call has.
 
     Raises `TypeError` and `.InvalidRequest` where the function is
@@ -71,28 +98,46 @@ def cached(
     be made of its arguments. A call with other arguments than the function
     takes is a `TypeError`.
     """
-    if not isinstance(client, Client):
-        raise TypeError(f"client must be a Client, not {type(client).__name__}")
+    if not isinstance(client, (Client, Namespace)):
+        raise TypeError(f"client must be a Client or a Namespace, not {type(client).__name__}")
     checked_terms(exptime, stale, early, lock_timeout)
     options: Any = {"stale": stale, "early": early, "lock_timeout": lock_timeout}
 
-    def decorate(function: Callable[_P, Any]) -> Cached[_P]:
+    def decorate(function: Any) -> _Kept:
         key_of = _keys_of(function, key)
 
-        @functools.wraps(function)
-        def wanted(*args: _P.args, **kwargs: _P.kwargs) -> "asyncio.Future[Any]":
+        def wanted(*args: Any, **kwargs: Any) -> "asyncio.Future[Any]":
             made = key_of(*args, **kwargs)
             # (no partial: a parameter that is called callback is the function's own)
             return client.get_or_set(made, lambda: function(*args, **kwargs), exptime, **options)
 
-        def invalidate(*args: _P.args, **kwargs: _P.kwargs) -> "asyncio.Future[bool]":
+        def invalidate(*args: Any, **kwargs: Any) -> "asyncio.Future[bool]":
             return client.invalidate(key_of(*args, **kwargs), stale or None)
 
-        decorated: Any = wanted
-        decorated.invalidate, decorated.key_of = invalidate, key_of
-        return cast(Cached[_P], decorated)
+        return _Kept(function, wanted, invalidate, key_of)
 
-    return decorate
+    return cast(Decorator, decorate)
+
+
+class _Kept:
+    """A function, or a method of one object, whose values are kept."""
+
+    def __init__(self, function: Any, wanted: Any, invalidate: Any, key_of: Any) -> None:
+        functools.update_wrapper(self, function)
+        self._wanted, self.invalidate, self.key_of = wanted, invalidate, key_of
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self._wanted(*args, **kwargs)
+
+    def __get__(self, of: Any, owner: Any = None) -> "_Kept":
+        if of is None:
+            return self
+        parts = self._wanted, self.invalidate, self.key_of
+        method = types.MethodType(self.__wrapped__, of)  # type: ignore[attr-defined]
+        return _Kept(method, *(functools.partial(part, of) for part in parts))
+
+    def __repr__(self) -> str:
+        return f"<cached {self.__wrapped__!r}>"  # type: ignore[attr-defined]
 
 
 def _keys_of(function: Any, key: Any) -> Callable[..., Key]:
@@ -132,7 +177,10 @@ def _formatted(signature: inspect.Signature, template: str, name: str) -> Callab
             )
 
     def make(*args: Any, **kwargs: Any) -> str:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"of a call of {name}: {error}") from None
         bound.apply_defaults()
         try:
             return template.format(**bound.arguments)

@@ -217,10 +217,12 @@ class Namespace(_Commands):
             self._space.generation.ask(waiting, self.generation_age)
         return call.future
 
-    def __getattr__(self, name: str) -> Any:
-        if name in WITHHELD:
-            raise AttributeError(f"a Namespace has no {name}(): it belongs to the client")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # (whose eyes it would close to every name that there is not)
+
+        def __getattr__(self, name: str) -> Any:
+            if name in WITHHELD:
+                raise AttributeError(f"a Namespace has no {name}(): it belongs to the client")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         return f"<Namespace {shown(self.name)} {self._space.generation!r}>"
