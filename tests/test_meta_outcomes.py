@@ -43,6 +43,13 @@ def test_an_item_never_shows_its_value():
     assert repr(MetaItem()) == "<MetaItem of unknown size>"
 
 
+def test_an_item_shows_what_was_asked_for():
+    told = repr(item(b"VA", b"c7 f16 h0 l5 s9 t-1 X", b"secret"))
+    assert told == (
+        "<MetaItem of 6 bytes, cas_unique=7, remaining=-1, last_access=5, hit_before=False, stale>"
+    )
+
+
 @pytest.mark.parametrize(
     ("status", "outcome"), [(b"HD", True), (b"NS", False), (b"EX", False), (b"NF", None)]
 )

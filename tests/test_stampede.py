@@ -11,7 +11,7 @@ import contextvars
 import functools
 import os
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -1002,12 +1002,15 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (InvalidRequest, "exptime must be from 0", {"exptime": timedelta(seconds=-1)}),
     (InvalidRequest, "exptime must be above 0 with", {"exptime": 0, "stale": 1}),
     (InvalidRequest, "exptime must be above 0 with", {"exptime": 0, "early": 1}),
-    (InvalidRequest, "exptime", {"exptime": 2**31 - 1}),
+    (InvalidRequest, "exptime of no length: pass 0 for never", {"exptime": timedelta(0)}),
+    (InvalidRequest, "exptime must be .* ends before 2.31 .* no moment", {"exptime": 2**31 - 1}),
+    (InvalidRequest, "exptime and stale .* 2.31", {"exptime": 2**31 - 2**21, "stale": 2**20}),
     (InvalidRequest, "exptime", {"exptime": 2**31}),
     (TypeError, "exptime must be an int or a timedelta", {"exptime": "60"}),
     (TypeError, "exptime must be an int or a timedelta", {"exptime": 1.5}),
     (TypeError, "exptime must be an int or a timedelta", {"exptime": True}),
     (TypeError, "exptime must be an int or a timedelta", {"exptime": None}),
+    (TypeError, "a length from now.*, not datetime", {"exptime": datetime(2030, 1, 1)}),
     (InvalidRequest, "stale must be from 0", {"stale": -1}),
     (TypeError, "stale must be an int or a timedelta", {"stale": 0.5}),
     (InvalidRequest, "early must be from 0", {"early": -1}),
@@ -1045,6 +1048,7 @@ async def test_bad_input_is_refused_at_the_call_and_nothing_leaves(silent, kind,
         (InvalidRequest, "stale_for must be from 1", 0),
         (InvalidRequest, "stale_for must be from 1", -1),
         (InvalidRequest, "stale_for must be from 1", timedelta(0)),
+        (InvalidRequest, "stale_for must be .* ends before 2.31", 2**31 - 1),
         (TypeError, "stale_for must be an int or a timedelta", 1.0),
         (TypeError, "stale_for must be an int or a timedelta", "1"),
     ],

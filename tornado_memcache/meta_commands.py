@@ -433,9 +433,11 @@ class MetaCommands(Commands):
     ) -> "asyncio.Future[dict[str, str] | None]":
         """Asks what the server knows of an item beside its value (protocol.txt, "Meta Debug").
 
-        Outcome: a dict as memcached tells it, of ``exp`` (its exptime),
+        Outcome: a dict as memcached tells it, of ``exp`` (-1: never
+        expires; 1.6.18 counts the seconds that remain below zero: ``"-60"``),
         ``la`` (seconds since the last access), ``cas``, ``fetch``, ``cls``,
-        ``size`` and others; None on a miss. Looking does not bump it.
+        ``size`` and others, all of them str; None on a miss. Looking does
+        not bump it.
         """
         wire, pool = self._locate(key, _checked(binary))
         flags = b"b" if binary else b""

@@ -45,9 +45,11 @@ class MetaItem(NamedTuple):
     opaque: bytes | None = None
 
     def __repr__(self) -> str:
-        marks = [name for name in ("won", "stale", "recache") if getattr(self, name)]
         size = f"{self.size} bytes" if self.size is not None else "unknown size"
-        return f"<MetaItem of {', '.join([size, *marks])}>"
+        asked = ("cas_unique", "remaining", "last_access", "hit_before")
+        told = [f"{name}={one}" for name in asked if (one := getattr(self, name)) is not None]
+        marks = [name for name in ("won", "stale", "recache") if getattr(self, name)]
+        return f"<MetaItem of {', '.join([size, *told, *marks])}>"
 
 
 def cas_of(returned: Mapping[bytes, bytes], pool: Any, generation: int) -> CasUnique | None:

@@ -118,7 +118,7 @@ class Stampede(Submitter):
         """
         exptime = 0
         if stale_for is not None:
-            exptime = wire_exptime(_seconds("stale_for", stale_for, 1), time.time)
+            exptime = _wire("stale_for", _seconds("stale_for", stale_for, 1))
         wire, pool = self._locate(key)
         # Whoever asks from now on wants what is made from now on.
         self.computations.forget((pool.name, wire))
@@ -271,6 +271,8 @@ def _was_there(reply: Reply) -> bool:
 
 def checked_terms(exptime: Any, stale: Any, early: Any, lock_timeout: Any) -> Terms:
     """Returns what a caller gave, in seconds; raises if any of it cannot be."""
+    if isinstance(exptime, timedelta) and not exptime:
+        raise InvalidRequest("exptime of no length: pass 0 for never")
     fresh = _seconds("exptime", exptime, 0)
     kept = 0 if stale is None else _seconds("stale", stale, 0)
     before = 0 if early is None else _seconds("early", early, 0)
@@ -282,8 +284,17 @@ def checked_terms(exptime: Any, stale: Any, early: Any, lock_timeout: Any) -> Te
         raise InvalidRequest("stale and early must be 30 days together at most")
     if check_seconds("lock_timeout", lock_timeout) >= LONGEST_LENGTH:
         raise InvalidRequest("lock_timeout must be less than 30 days")
-    wire_exptime(fresh + kept, time.time)  # (that it is not beyond 2^31)
+    _wire("exptime and stale together" if kept else "exptime", fresh + kept)
     return Terms(fresh, kept, before, lock_timeout)
+
+
+def _wire(name: str, seconds: int) -> int:
+    """Returns a length as memcached takes it; a moment, or what it cannot hold, is refused."""
+    try:
+        return wire_exptime(seconds, time.time)
+    except InvalidRequest:
+        told = f"{name} must be a length from now that ends before 2^31 (the year 2038)"
+        raise InvalidRequest(f"{told}, and no moment") from None
 
 
 def _seconds(name: str, value: Any, lowest: int) -> int:
@@ -291,5 +302,7 @@ def _seconds(name: str, value: Any, lowest: int) -> int:
     if isinstance(value, timedelta):
         value = value.days * 86400 + value.seconds + bool(value.microseconds)
     elif not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int or a timedelta, not {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be an int or a timedelta (a length from now), not {type(value).__name__}"
+        )
     return check_integer(name, value, lowest, (1 << 31) - 1)
