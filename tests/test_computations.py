@@ -110,7 +110,7 @@ async def test_one_who_joins_while_it_is_read_is_served_by_the_next_reading(memc
         loop, register = mc._cluster.loop, mc._deadlines
         table.bind(loop)
         first, second = [FutureCall(loop, register, None, None) for _ in range(2)]
-        want = Want(print, 5.0, None)  # type: ignore
+        want = Want(print, 5.0, contextvars.copy_context())
         table.take(place, leases, Found(HELD, None, lease(1)), first, want)
         await until(lambda: leases.reads)
         table.take(place, leases, Found(HELD, None, lease(1)), second, want)

@@ -993,6 +993,49 @@ async def test_a_client_that_migrates_locks_by_add(start_memcached):
             assert await mc.get_or_set("k", make, 60) == "k 1"
 
 
+# -- a factory that asks for what it makes
+
+
+@pytest.mark.parametrize("style", ["await", "callback", "by another", "namespace"])
+@pytest.mark.gen_test
+async def test_a_factory_that_asks_for_its_own_key_is_told_so_and_waits_for_nothing(
+    memcached, style
+):
+    async with Client([memcached.address]) as mc:
+        store = mc.namespace("n") if style == "namespace" else mc
+
+        async def selfish() -> Any:
+            return await store.get_or_set("k", Maker(), 60)
+
+        async def other() -> Any:
+            return await store.get_or_set("other", selfish, 60)
+
+        def calls(callback: Any) -> None:
+            store.get_or_set("k", Maker(), 60, callback=callback)
+
+        factory = {"callback": calls, "by another": other}.get(style, selfish)
+        with pytest.raises(RuntimeError, match="get_or_set '.*k': its own factory asks for it"):
+            await store.get_or_set("k", factory, 60, timeout=20)
+        # It is over, and what it has begun may ask for the key.
+        assert await store.get_or_set("k", Maker(), 60) == "k 1"
+        again: list[Any] = []
+
+        async def begins() -> str:
+            await asyncio.sleep(0)
+            again.append(asyncio.create_task(later()))
+            return "made"
+
+        async def later() -> Any:
+            await ended.wait()
+            return await store.get_or_set("l", Maker(), 60)
+
+        ended = asyncio.Event()
+        assert await store.get_or_set("l", begins, 60) == "made"
+        await store.delete("l")
+        ended.set()
+        assert await again[0] == "k 1"
+
+
 # -- bad input
 
 BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [

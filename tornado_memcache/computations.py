@@ -10,7 +10,7 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import Any, NamedTuple
 
 from .call import CallbackCall, FutureCall
@@ -27,6 +27,9 @@ _log = logging.getLogger("tornado_memcache")
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.1
 #: So many keys that others recompute are remembered, to see whether they ever end.
 NOTED = 1024
+
+#: Those whose factories run in this context: what these ask for must not wait for them.
+_making: "ContextVar[tuple[Computation, ...]]" = ContextVar("_making", default=())
 
 Caller = CallbackCall | FutureCall
 #: A key and its server.
@@ -80,6 +83,9 @@ class Computations:
             self._all.add(one)
             one.join(caller, want)
             one.begin(found)
+        elif one in want.context.get(_making, ()):
+            told = f"{one.asked()}: its own factory asks for it, and would wait for itself"
+            caller.set_exception(RuntimeError(told))
         else:
             self.waited += 1
             one.join(caller, want)
@@ -200,7 +206,7 @@ class Computation:
     def expire_waiter(self, caller: Any) -> None:
         """The caller's own deadline has come."""
         phase = "computing" if self._computes else "waiting"
-        server, asked = self.place[0], self._asked()
+        server, asked = self.place[0], self.asked()
         self.waiter_left(caller)
         fail(caller, Timeout("timed out", server=server, phase=phase, asked=asked))
 
@@ -212,9 +218,9 @@ class Computation:
 
     def close(self) -> None:
         """Ends it with `.ClientClosed`."""
-        self._fail(ClientClosed(f"{self._asked()}: the client is closed", server=self.place[0]))
+        self._fail(ClientClosed(f"{self.asked()}: the client is closed", server=self.place[0]))
 
-    def _asked(self) -> str:
+    def asked(self) -> str:
         return f"get_or_set {shown(self.place[1])}"
 
     # -- how it ends
@@ -269,7 +275,7 @@ class Computation:
             self._give(value, callers)
         except asyncio.CancelledError:
             # Nobody waits any more, unless whoever ends the loop has cancelled all tasks.
-            self._failed(ClientClosed(f"{self._asked()}: cancelled with the loop's tasks"))
+            self._failed(ClientClosed(f"{self.asked()}: cancelled with the loop's tasks"))
             raise
         except BaseException as error:
             self._failed(error)
@@ -318,6 +324,7 @@ class Computation:
         want, loop = self._first_want(), asyncio.get_running_loop()
         self._table.computed += 1
         begun = clock()
+        want.context.run(_making.set, (*want.context.get(_making, ()), self))
         task = want.context.run(loop.create_task, produce(want.factory))
         try:
             await asyncio.wait([task])
@@ -325,7 +332,7 @@ class Computation:
             task.cancel()
             raise
         if task.cancelled():
-            raise RuntimeError(f"{self._asked()}: the factory was cancelled")
+            raise RuntimeError(f"{self.asked()}: the factory was cancelled")
         value = task.result()
         if not self._over:
             data, flags = self._values.encode(self.place[1], value)
