@@ -27,6 +27,7 @@ from tornado_memcache import (
     ServerError,
     ValueTooLarge,
 )
+from tornado_memcache.meta import FLAGS
 from tornado_memcache.protocol import STREAMED_BLOCK
 from tornado_memcache.spoken import Spoken
 
@@ -254,7 +255,42 @@ async def test_debug_tells_what_the_server_knows(mc):
     await mc.set("k", "v")
     facts = await mc.debug("k")
     assert facts["exp"] == "-1" and facts["fetch"] == "no" and int(facts["size"]) > 20
+    await mc.set("k", "v", exptime=60)
+    assert abs(int((await mc.debug("k"))["exp"])) in range(55, 62)  # (-60 with 1.6.18)
     assert set(facts) >= {"exp", "la", "cas", "fetch", "cls", "size"}
+
+
+#: A token for each letter that has one, and what stands beside it where it needs that.
+TOKENS = {b"C": b"1", b"D": b"2", b"E": b"7", b"F": b"5", b"J": b"3", b"L": b"hint", b"M": b"I",
+          b"N": b"30", b"O": b"me", b"P": b"/path", b"R": b"9", b"T": b"60"}  # fmt: skip
+BESIDE = {(b"mg", b"E"): b"N30 ", (b"md", b"T"): b"I ", (b"ma", b"J"): b"N30 "}
+#: Letters that came after 1.6.18: there they are told as such.
+LATER = {(verb, b"E") for verb in (b"mg", b"ms", b"md", b"ma")} | {(b"md", b"x")}
+
+
+@pytest.mark.parametrize(
+    ("verb", "letter"),
+    [(verb, letter) for verb, letters in FLAGS.items() for letter in letters if letter != b"q"],
+)
+@pytest.mark.gen_test
+async def test_a_server_takes_every_flag_of_the_table_or_is_older_than_it(memcached, verb, letter):
+    token = b"S" if (verb, letter) == (b"ms", b"M") else TOKENS.get(letter, b"")
+    argument = BESIDE.get((verb, letter), b"") + letter + token
+    key = b"none" if (verb, letter) == (b"mg", b"E") else b"key!"
+    async with Client([memcached.address]) as client:
+        await client.set("key!", 1, exptime=60)
+        asked = Request(verb, (key,), b"v" if verb == b"ms" else b"", argument=argument)
+        try:
+            reply = await client.request(asked)
+        except MetaUnsupported as error:
+            assert (verb, letter) in LATER
+            assert f"{letter.decode()}{token.decode()}: {FLAGS[verb][letter].name}" in str(error)
+        else:
+            usual = b"ME" if verb == b"me" else b"HD"
+            assert reply.status == {b"C": b"EX", b"v": b"VA"}.get(letter, usual)
+            if letter in (b"O", b"k"):
+                assert reply.text == letter + (b"key!" if letter == b"k" else token)
+        assert await client.version()  # (the connection is in step)
 
 
 @pytest.mark.gen_test

@@ -88,4 +88,4 @@ def test_a_flag_that_the_server_does_not_know_yet_is_told_with_the_flags():
     one = slot(b"md", b"a", argument=b"I E5")
     owed.owed.append(one)
     receive(owed, b"CLIENT_ERROR invalid or duplicate flag\r\n")
-    assert "older than one of the flags (I E5)" in str(one.reply)
+    assert "older than one of the flags I: invalidate, E5: explicit cas unique" in str(one.reply)

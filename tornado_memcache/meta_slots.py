@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .errors import ClientError, MetaUnsupported, ProtocolError, ReplyError, cut
-from .meta import OLDEST, flags_of, in_base64, is_key_of, read_returned
+from .meta import FLAGS, OLDEST, flags_of, in_base64, is_key_of, read_returned
 from .protocol import (
     STREAMED_BLOCK,
     OwedReplies,
@@ -38,10 +38,12 @@ _CHANGING = frozenset((b"E", b"N", b"R", b"T"))
 
 def unknown_flag(slot: Slot, error: ReplyError) -> ReplyError:
     """Returns what the refusal of a flag means to a caller."""
-    argument = slot.request.argument.decode("latin-1")
-    outcome = MetaUnsupported(
-        f"{slot.asked()}: the server is older than one of the flags ({cut(argument)})"
+    names = FLAGS[slot.request.verb]
+    told = ", ".join(
+        f"{cut((letter + token).decode('latin-1'))}: {names[letter].name}"
+        for letter, token in flags_of(slot.request.argument).items()
     )
+    outcome = MetaUnsupported(f"{slot.asked()}: the server is older than one of the flags {told}")
     outcome.__cause__ = error
     return outcome
 
