@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from benchmarks import stampede
 from tornado_memcache import Client, Timeout
 
 from .fleet import POINTS, Worker
@@ -135,6 +136,14 @@ class Actor:
         finally:
             if leaves is not None:
                 leaves.cancel()
+
+
+def test_readers_are_as_quick_while_another_process_computes(memcached, fleet):
+    found = asyncio.run(stampede.readers(memcached.address, *fleet(1)))
+    before, meanwhile, plain = (stampede.p99(found[name]) for name in found)
+    # (the slack is for a busy machine: who waits, waits for a second)
+    assert meanwhile < max(2 * before, 0.25) and len(found["meanwhile"]) > 200
+    assert plain > 0.9
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
