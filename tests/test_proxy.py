@@ -113,6 +113,38 @@ async def test_what_acts_on_whole_servers_is_refused_unless_it_is_allowed(memcac
 
 
 @pytest.mark.gen_test
+@pytest.mark.parametrize("space", [b"\r", b"\t", b"\x0b", b"\x0c"])
+async def test_white_space_lets_nothing_through_that_is_refused(memcached, space):
+    words = b"reset", b"detail", b"cachedump"
+    sent = b"".join(b"stats %b\r\n" % (space + word + b" on 1") for word in words)
+    sent += b"stats reset%b\r\n" % space
+    async with proxied(*behind(memcached)) as server:
+        assert await asked(server, sent) == b"".join(
+            b"CLIENT_ERROR stats %b is not allowed here\r\n" % word for word in (*words, b"reset")
+        )
+    assert b"detail_enabled no" in memcached.ask(b"stats settings\r\n", b"END\r\n")
+
+
+@pytest.mark.gen_test
+async def test_quiet_mode_is_that_with_something_behind_its_letter_too(memcached):
+    async with proxied(*behind(memcached)) as server:
+        sent = b"mg nothing v q1\r\nms a 1 qq\r\nx\r\nmg a v q1\r\nmn\r\n"
+        assert await asked(server, sent) == memcached.ask(sent, b"MN\r\n") == b"VA 1\r\nx\r\nMN\r\n"
+
+
+@pytest.mark.gen_test
+async def test_a_miss_of_a_dead_server_comes_back_with_opaque_and_key(start_memcached, expect_log):
+    dead, living = start_memcached(), start_memcached()
+    sent = b"mg a v Oone k\r\nmg Yg== Otwo k b s\r\nmg c v\r\nmg d q O3\r\nmn\r\n"
+    missed = living.ask(sent, b"MN\r\n")
+    assert missed == b"EN Oone ka\r\nEN Otwo kYg== b\r\nEN\r\nMN\r\n"
+    dead.kill()
+    expect_log("tornado_memcache", "is taken for dead")
+    async with proxied(*behind(dead)) as server:
+        assert await asked(server, sent) == missed
+
+
+@pytest.mark.gen_test
 async def test_noreply_with_an_error_keeps_the_stream_in_order(memcached):
     sent = (
         store(b"t", b"text", tail=b" noreply") + b"incr t 1 noreply\r\n" + b"incr t x noreply\r\n"

@@ -140,6 +140,19 @@ def key_told(key: bytes, binary: bool) -> bytes:
     return b"k%b b" % encoded_key(key) if binary else b"k" + key
 
 
+def echoed(flags: Flags, key: bytes, binary: bool, cas_unique: int | None = None) -> bytes:
+    """Returns what of ``flags`` comes back whatever was found: opaque, key, cas_unique if any."""
+    told = []
+    for word in flags.words:
+        if word.startswith(b"O"):
+            told.append(word)
+        elif word.startswith(b"k"):
+            told.append(key_told(key, binary))
+        elif word.startswith(b"c") and cas_unique is not None:
+            told.append(b"c%d" % cas_unique)
+    return b" ".join(told)
+
+
 def read_meta(words: list[bytes]) -> Request:
     """Returns the request of a line without a block. Raises `BadLine`."""
     # mg|md|ma <key> <flags>*\r\n   me <key> [b]\r\n   mn\r\n

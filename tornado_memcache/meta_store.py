@@ -9,7 +9,7 @@ that it is to make them anew. It must not know a line of the wire
 from collections.abc import Callable
 
 from .items import Entry
-from .meta_server import Flags, encoded_key, flags_of, key_told
+from .meta_server import Flags, echoed, encoded_key, flags_of, key_told
 from .protocol import Reply, Request
 from .store import Store
 
@@ -63,7 +63,7 @@ class MetaVerbs:
         if entry is None:
             store.counts["cmd_get"] += 1
             store.counts["get_misses"] += 1
-            return Reply(b"EN", text=_echoed(flags, key, flags.has(b"b")))
+            return Reply(b"EN", text=echoed(flags, key, flags.has(b"b")))
         touches = flags.exptime is not None
         store.counts["cmd_touch" if touches else "cmd_get"] += 1
         store.counts["touch_hits" if touches else "get_hits"] += 1
@@ -121,12 +121,12 @@ class MetaVerbs:
             cas_unique = entry.item.cas_unique or 0
             # memcached joins two items to one that has forgotten what its key was.
             entry.binary = binary and verb not in (b"append", b"prepend")
-        return Reply(_STATUSES[status], text=_echoed(flags, key, binary, cas_unique))
+        return Reply(_STATUSES[status], text=echoed(flags, key, binary, cas_unique))
 
     def _md(self, request: Request) -> Reply:
         store, key = self._store, request.keys[0]
         flags = flags_of(request)
-        text = _echoed(flags, key, flags.has(b"b"))
+        text = echoed(flags, key, flags.has(b"b"))
         entry = store.find(key, use=False)
         if entry is None:
             store.counts["delete_misses"] += 1
@@ -156,7 +156,7 @@ class MetaVerbs:
             entry = store.put(key, b"%d" % number)
         if entry is None:
             status = _STATUSES[status]
-            return Reply(status, text=_echoed(flags, key, flags.has(b"b")))
+            return Reply(status, text=echoed(flags, key, flags.has(b"b")))
         text = self._tell_number(key, entry, flags, created)
         if flags.has(b"v"):
             return Reply(b"VA", number=int(created), text=text, value=b"%d" % number)
@@ -194,16 +194,3 @@ class MetaVerbs:
             entry.size,
         )
         return Reply(b"ME", text=text)
-
-
-def _echoed(flags: Flags, key: bytes, binary: bool, cas_unique: int | None = None) -> bytes:
-    """Returns what of ``flags`` comes back whatever was found: opaque, key, cas_unique if any."""
-    told = []
-    for word in flags.words:
-        if word.startswith(b"O"):
-            told.append(word)
-        elif word.startswith(b"k"):
-            told.append(key_told(key, binary))
-        elif word.startswith(b"c") and cas_unique is not None:
-            told.append(b"c%d" % cas_unique)
-    return b" ".join(told)

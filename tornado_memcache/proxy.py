@@ -17,6 +17,7 @@ from typing import Any
 from .client import Client
 from .errors import ClientError, InvalidRequest, MemcacheError, ReplyError, shown
 from .guest import failure
+from .meta_server import echoed, flags_of
 from .protocol import Item, Reply, Request
 from .relay import END, Relay
 from .text import VERBS
@@ -118,7 +119,13 @@ class Proxy:
         if request.verb in (b"get", b"gets"):  # (counted where it happened)
             return failure(error)
         told = self._failed_to_read(error)
-        return failure(error) if told is not None or not reads else _MISSES[request.verb]
+        if told is not None or not reads:
+            return failure(error)
+        miss = _MISSES[request.verb]
+        if request.argument:  # (as with any miss: an opaque tells whose it is)
+            flags = flags_of(request)
+            return miss._replace(text=echoed(flags, request.keys[0], flags.has(b"b")))
+        return miss
 
     def too_large(self, key: bytes, flags: int, length: int) -> bool:
         """Says whether a value of ``length`` bytes is more than the pool of ``key`` takes."""
@@ -199,15 +206,16 @@ class Proxy:
         return Reply(b"VERSION", text=min(versions, key=_numbers).encode())
 
     def _stats(self, request: Request) -> Reply | Awaitable[Reply]:
-        words = request.argument.split(b" ")
+        # What is judged is what goes on: not a "reset" that white space stands around.
+        argument = request.argument.strip()
+        words = argument.split(b" ")
         if words == [b"proxy"]:
             return Reply(b"END", stats={name: str(fact) for name, fact in self.told().items()})
         if words[0] in REFUSED_STATS and not self.allow_all:
             raise ClientError(f"stats {words[0].decode()} is not allowed here")
         if words[0] in _STATS_OF_ONE:
             raise ClientError(f"stats {words[0].decode()} is of one server: ask it")
-        asked = request._replace(argument=request.argument.strip())
-        return _all_stats(self._asked_of_all(asked))
+        return _all_stats(self._asked_of_all(request._replace(argument=argument)))
 
     def told(self) -> dict[str, object]:
         """Returns what ``stats proxy`` tells: names and numbers."""
@@ -246,8 +254,11 @@ def _as_it_is(reply: Reply) -> Reply:
 
 
 def _passed(request: Request) -> bytes:
-    """Returns the flags of a meta request that go on: not ``q``, the reply is owed to us."""
-    return b" ".join(word for word in request.argument.split(b" ") if word != b"q")
+    """Returns the flags of a meta request that go on: not ``q``, the reply is owed to us.
+
+    To memcached a flag is its letter, also with something behind it.
+    """
+    return b" ".join(word for word in request.argument.split(b" ") if word[:1] != b"q")
 
 
 def _fitting(request: Request) -> Request:
