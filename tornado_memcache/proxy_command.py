@@ -6,6 +6,7 @@ called or does.
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from .errors import InvalidRequest
 from .foreground import in_foreground, log_to_stderr
 from .proxy_config import Config, add_arguments, from_arguments
-from .proxy_server import ProxyServer, listening_socket
+from .proxy_server import FIXED, ProxyServer, listening_socket
 from .workers import Workers
 
 __all__ = ["add_arguments", "run"]
@@ -53,7 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
             server = ProxyServer(config, listening, index=index)
             return in_foreground(lambda told: _serve(server, again, told, workers.gone))
 
-        workers = Workers(config.proxy["processes"], work)
+        def keep() -> None:
+            # For those that are begun later. (What is wrong with it, each of the others says.)
+            nonlocal config
+            with contextlib.suppress(InvalidRequest):
+                new = again()
+                fixed = {name: config.proxy[name] for name in FIXED}
+                config = new._replace(proxy={**new.proxy, **fixed})
+
+        workers = Workers(config.proxy["processes"], work, keep)
         try:
             return workers.run()
         finally:
