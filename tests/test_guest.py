@@ -170,7 +170,10 @@ async def test_who_does_not_take_its_replies_is_sent_away():
 
 
 @pytest.mark.gen_test
-async def test_who_brings_far_more_than_was_thought_is_sent_away(expect_log):
+@pytest.mark.parametrize(
+    "asks, hit", [(b"get ", b"VALUE a 0 100000\r\n"), (b"mg ", b"VA 100000\r\n")]
+)
+async def test_who_brings_far_more_than_was_thought_is_sent_away(asks, hit, expect_log):
     logged = expect_log("tornado_memcache.guest", "is sent away: [0-9]+ bytes wait", times=1)
     gate = asyncio.Event()
 
@@ -178,15 +181,19 @@ async def test_who_brings_far_more_than_was_thought_is_sent_away(expect_log):
         if request.keys[0] == b"first":
             await gate.wait()
         await asyncio.sleep(0)
+        if request.verb == b"mg":
+            return Reply(b"VA", value=b"x" * 100_000)
         return Reply(b"END", {request.keys[0]: Item(b"x" * 100_000, 0)})
 
     async with Door(handler, limits=Limits(under_way=100_000)) as server:
         reader, writer = await connect(server)
-        writer.write(b"get a\r\n")
-        await reader.readexactly(len(b"VALUE a 0 100000\r\n") + 100_000 + len(b"\r\nEND\r\n"))
+        writer.write(asks + b"a\r\n")
+        await reader.readexactly(len(hit) + 100_000 + len(b"\r\n"))
+        if hit.startswith(b"VALUE"):
+            await reader.readexactly(len(b"END\r\n"))
         (guest,) = server.door._guests
         guest._guess = 1  # (as if all that it had asked before were small)
-        writer.write(b"get first\r\n" + b"get a\r\n" * 90)
+        writer.write(asks + b"first\r\n" + (asks + b"a\r\n") * 90)
         with pytest.raises(OSError):
             while await reader.read(65536):
                 pass
@@ -225,6 +232,29 @@ async def test_a_long_get_is_asked_for_in_parts_and_answered_as_one(fails, under
     else:
         whole = b"".join(items[: max(0, 100 * fails - 1)])
         assert reply == whole + b"SERVER_ERROR gone (server h:1, phase reply)\r\n" + behind
+
+
+@pytest.mark.gen_test
+async def test_others_have_their_turn_while_one_asks_for_very_many_keys():
+    asked = []
+
+    def handler(request):
+        if request.keys == (b"other",):
+            others.append(sum(asked))
+        elif not asked:
+            # What the loop does next comes before most of these keys.
+            asyncio.get_running_loop().call_soon(lambda: others.append(sum(asked)))
+        asked.append(len(request.keys))
+        return Reply(b"END")
+
+    others = []
+    async with Door(handler) as server:
+        reader, writer = await connect(server)
+        writer.write(b"get " + b"k " * 200_000 + b"\r\nget other\r\nquit\r\n")
+        assert await reader.read() == b"END\r\n" * 2
+        await leave(writer)
+    soon, behind = others
+    assert soon < 20_000 and behind == 200_000 and set(asked) == {100, 1}
 
 
 @pytest.mark.gen_test

@@ -35,8 +35,8 @@ READ_BYTES = 64 * 1024
 WRITE_BYTES = 256 * 1024
 #: At most this many requests of a client are under way in the handler.
 UNDER_WAY = 100
-#: So many requests are begun in one turn of the loop.
-TURN = 1000
+#: So many requests are begun in one turn of the loop; this many keys count as one more.
+TURN, KEYS_OF_ONE = 1000, 8
 #: What a reply is taken to weigh for each key, in bytes: to begin with, and at least.
 FIRST_GUESS, LEAST_GUESS = 256 * 1024, 4 * 1024
 #: A request for more keys than this is asked for in parts.
@@ -107,6 +107,16 @@ class _Owed:
         self.more = more
 
 
+class _Rest:
+    """What is not yet begun of a request for many keys: those from ``start`` on."""
+
+    __slots__ = ("request", "start")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.start = 0
+
+
 class Guest(asyncio.BufferedProtocol):
     """One client, from its connection to its end.
 
@@ -121,7 +131,7 @@ class Guest(asyncio.BufferedProtocol):
         self._reader = reader
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         #: Read, and not begun.
-        self._asked: deque[Request | Settled] = deque()
+        self._asked: deque[Request | Settled | _Rest] = deque()
         #: Begun, and not answered, in order.
         self._owed: deque[_Owed] = deque()
         #: What is left of a reply that is written in parts, and the bytes of it that went.
@@ -192,12 +202,11 @@ class Guest(asyncio.BufferedProtocol):
                 self._send_answers()
             if not self._asked or self._stalled or not self._may_begin():
                 break
-            if turn == TURN:
+            if turn >= TURN:
                 self._later()
                 break
             while self._asked and turn < TURN and self._may_begin():
-                turn += 1
-                self._begin(self._asked.popleft())
+                turn += self._begin(self._asked.popleft())
         self._read_on()
 
     def _may_begin(self) -> bool:
@@ -207,15 +216,19 @@ class Guest(asyncio.BufferedProtocol):
             and len(self._owed) < TURN
         )
 
-    def _begin(self, one: Request | Settled) -> None:
-        """Asks the handler. What it has to wait for goes on while others are asked."""
+    def _begin(self, one: Request | Settled | _Rest) -> int:
+        """Asks the handler. What it has to wait for goes on while others are asked.
+
+        Returns for how many requests it counts in this turn of the loop.
+        """
         if isinstance(one, Settled):
             self._owed.append(_Owed(_SETTLED, one, 0, False))
-            return
+            return 1
         more = False
-        if len(one.keys) > SEVERAL:
-            self._asked.appendleft(one._replace(keys=one.keys[SEVERAL:]))
-            one, more = one._replace(keys=one.keys[:SEVERAL]), True
+        if isinstance(one, _Rest):
+            one, more = self._part(one)
+        elif len(one.keys) > SEVERAL:
+            one, more = self._part(_Rest(one))
         answer: Any
         try:
             answer = self._host.handler(one)
@@ -229,6 +242,16 @@ class Guest(asyncio.BufferedProtocol):
             self._waiting += 1
             self._weight += weight
         self._owed.append(_Owed(one, answer, weight, more))
+        return 1 + len(one.keys) // KEYS_OF_ONE
+
+    def _part(self, rest: _Rest) -> tuple[Request, bool]:
+        """Returns the next part of a request for many keys, and whether there are more."""
+        request, stop = rest.request, rest.start + SEVERAL
+        keys = request.keys[rest.start : stop]
+        rest.start = stop
+        if more := stop < len(request.keys):
+            self._asked.appendleft(rest)
+        return request._replace(keys=keys), more
 
     def _answered(self, answer: "asyncio.Future[Any]") -> None:
         if not self._owed:
@@ -249,7 +272,7 @@ class Guest(asyncio.BufferedProtocol):
         if found.__class__ is bytes:
             self._held += len(found)
         else:
-            self._held += sum(len(item.value) for item in found.items.values())
+            self._held += len(found.value) + sum(len(item.value) for item in found.items.values())
         if self._held > EXCESS * self._host.limits.under_way and not self._lost:
             logger.warning("client %s is sent away: %d bytes wait for it", self.peer, self._held)
             self.abort()
