@@ -1,6 +1,7 @@
 """tornado_memcache.door: who is let in and who is sent away, on real sockets."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -189,6 +190,18 @@ async def test_who_is_slow_or_does_nothing_is_sent_away(sent, why, expect_log):
             await leave(writer)
     finally:
         logging.getLogger("tornado_memcache.door").setLevel(level)
+
+
+@pytest.mark.gen_test
+async def test_limits_that_come_later_hold_for_who_is_there_already():
+    async with Door(version, limits=Limits()) as server:
+        reader, writer = await connect(server)
+        await until(lambda: server.door.connected)
+        server.door.limit(Limits(idle_timeout=0.1))
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+        assert server.door.sent_away == {"it asks for nothing": 1}
+        await leave(writer)
 
 
 @pytest.mark.gen_test

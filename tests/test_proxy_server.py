@@ -1,6 +1,7 @@
 """tornado_memcache.proxy_server: a proxy with an address, what another configuration changes."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -110,6 +111,19 @@ async def test_limits_are_changed_and_addresses_are_not(memcached, expect_log):
         await leave(other)
         await leave(writer)
     assert logged.count == 1
+
+
+@pytest.mark.gen_test
+async def test_lengths_of_time_where_there_were_none_hold_too(memcached):
+    none = "--receive-timeout=0", "--write-timeout=0", "--idle-timeout=0"
+    async with proxied(*behind(memcached), *none) as server:
+        reader, writer = await connected(server)
+        await until(lambda: server.door.connected)
+        server.reload(config_of(*behind(memcached), *none[:2], "--idle-timeout=0.1"))
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+        assert server.door.sent_away == {"it asks for nothing": 1}
+        await leave(writer)
 
 
 @pytest.mark.gen_test

@@ -111,6 +111,12 @@ class FrontDoor:
     def _is_too_large(self, key: bytes, flags: int, length: int) -> bool:
         return self.too_large(key, flags, length)
 
+    def limit(self, limits: Limits) -> None:
+        """Has ``limits`` hold from now on, for those who are connected too."""
+        self.limits = limits
+        if self.listening:
+            self._look_after()
+
     # -- letting in
 
     def add_socket(self, listening: socket.socket) -> None:

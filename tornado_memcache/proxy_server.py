@@ -104,7 +104,8 @@ class ProxyServer:
         of = config.proxy
         self.proxy.use(pools)
         self.proxy.errors, self.proxy.allow_all = of["errors"], of["allow-all-commands"]
-        self.door.limits, self.door.max_clients = config.limits, of["max-clients"]
+        self.door.limit(config.limits)
+        self.door.max_clients = of["max-clients"]
         fixed = {name: self.config.proxy[name] for name in FIXED}
         self.config = config._replace(proxy={**of, **fixed})
 
