@@ -7,6 +7,7 @@ import asyncio
 import contextvars
 import os
 import re
+import time
 import tracemalloc
 
 import pytest
@@ -267,6 +268,24 @@ async def test_a_port_that_is_taken():
         with pytest.raises(OSError):
             second.start()
         second.stop()
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("turned", [-3600, 3600])
+async def test_items_live_as_long_although_the_wall_clock_is_turned(turned, monkeypatch):
+    wall = time.time
+    async with EmbeddedServer() as server:
+        store = server.store
+        assert abs(store.now() - wall()) < 60
+        store.set(b"short", b"1", exptime=1)
+        store.set(b"long", b"1", exptime=1000)
+        monkeypatch.setattr(time, "time", lambda: wall() + turned)
+        assert store.get(b"long") is not None
+        end = time.monotonic() + 20
+        while store.get(b"short") is not None:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.02)
+        assert store.get(b"long") is not None
 
 
 @pytest.mark.gen_test

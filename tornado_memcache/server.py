@@ -26,6 +26,12 @@ from .text_server import RequestReader
 _MOST = 1 << 50
 
 
+def _steady_clock() -> Callable[[], float]:
+    """Returns a clock that shows the wall clock's seconds and is not turned with it."""
+    begun = time.time() - time.monotonic()
+    return lambda: begun + time.monotonic()
+
+
 def checked_server_context(wanted: Any) -> tls.SSLContext | None:
     """Returns the context for ``ssl=`` of a server, None for connections in the clear."""
     if wanted is None:
@@ -56,7 +62,9 @@ class EmbeddedServer:
     memcached adds to them (its ``-I``), ``max_bytes`` of them (``-m``) and
     no more than ``max_items``; at a limit the items that were not asked for
     longest leave. ``clock`` gives the seconds that exptimes are counted by:
-    a test may turn it by hand.
+    a test may turn it by hand. Without it they are counted as memcached
+    does: from the wall clock as it stood at the beginning, evenly, whatever
+    becomes of that clock.
 
     Who may come: ``max_clients`` at a time (``-c``), and with ``users``, a
     dict of username to password or `.Logins`, only who says one of them
@@ -80,7 +88,7 @@ class EmbeddedServer:
         path: str | None = None,
         mode: int = 0o600,
         ssl: tls.SSLContext | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         max_item_size: int = MAX_ITEM_SIZE,
         max_bytes: int = MAX_BYTES,
         max_items: int | None = None,
@@ -96,6 +104,7 @@ class EmbeddedServer:
         self.mode = check_integer("mode", mode, 0, 0o777)
         self.max_clients = check_integer("max_clients", max_clients, 1, _MOST)
         self.logins = users if users is None or isinstance(users, Logins) else Logins(users)
+        clock = _steady_clock() if clock is None else clock
         check_callable("clock", clock)
         if max_items is not None:
             check_integer("max_items", max_items, 1, _MOST)
