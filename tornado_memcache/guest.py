@@ -39,7 +39,7 @@ UNDER_WAY = 100
 TURN, KEYS_OF_ONE = 1000, 8
 #: What a reply is taken to weigh for each key, in bytes: to begin with, and at least.
 FIRST_GUESS, LEAST_GUESS = 256 * 1024, 4 * 1024
-#: A request for more keys than this is asked for in parts.
+#: A request for more keys than this is asked for in parts; for fewer where they may weigh too much.
 SEVERAL = 100
 #: One who brings more than so many times its bytes under way is sent away.
 EXCESS = 8
@@ -138,7 +138,8 @@ class Guest(asyncio.BufferedProtocol):
         self._encoding: Iterator[bytes] | None = None
         self._encoded = 0
         #: How many requests the handler still has, or had; what they and their replies may weigh.
-        self._waiting, self._weight, self._held, self._guess = 0, 0, 0, FIRST_GUESS
+        self._waiting, self._weight, self._held = 0, 0, 0
+        self._guess_at(FIRST_GUESS)
         self._stalled = self._paused = self._ended = self._lost = False
         self._scheduled = self._skipping = False
         self._heard_at = self._begun_at = self._stalled_at = host.loop.time()
@@ -227,7 +228,7 @@ class Guest(asyncio.BufferedProtocol):
         more = False
         if isinstance(one, _Rest):
             one, more = self._part(one)
-        elif len(one.keys) > SEVERAL:
+        elif len(one.keys) > self._most:
             one, more = self._part(_Rest(one))
         answer: Any
         try:
@@ -246,7 +247,7 @@ class Guest(asyncio.BufferedProtocol):
 
     def _part(self, rest: _Rest) -> tuple[Request, bool]:
         """Returns the next part of a request for many keys, and whether there are more."""
-        request, stop = rest.request, rest.start + SEVERAL
+        request, stop = rest.request, rest.start + self._most
         keys = request.keys[rest.start : stop]
         rest.start = stop
         if more := stop < len(request.keys):
@@ -356,7 +357,12 @@ class Guest(asyncio.BufferedProtocol):
             self._held = max(0, self._held - size)
             # The next replies are taken to be as large as the last, if not as small at once.
             each = size // max(len(first.request.keys), 1)
-            self._guess = max(each, self._guess // 2, LEAST_GUESS)
+            self._guess_at(max(each, self._guess // 2, LEAST_GUESS))
+
+    def _guess_at(self, size: int) -> None:
+        """Takes replies to weigh ``size`` bytes for each key, and asks for as many at a time."""
+        self._guess = size
+        self._most = max(1, min(SEVERAL, self._host.limits.under_way // size))
 
     def _write(self, pieces: list[bytes]) -> None:
         if not self._transport.is_closing():
