@@ -123,6 +123,29 @@ async def test_what_was_asked_is_done_although_its_client_has_left():
     assert done == [b"1"] * 1000
 
 
+@pytest.mark.gen_test
+async def test_what_only_reads_is_not_done_any_more_when_its_client_has_left():
+    gate, asked = asyncio.Event(), []
+
+    async def handler(request):
+        asked.append((request.verb, len(request.keys)))
+        await gate.wait()
+        return Reply(b"END" if request.verb == b"get" else b"TOUCHED")
+
+    async with Door(handler, limits=Limits(under_way=1)) as server:
+        _, writer = await connect(server)
+        writer.write(b"get" + b" k" * 1000 + b"\r\nget a\r\nnonsense\r\ntouch a 0\r\nget b\r\n")
+        await until(lambda: asked)
+        (guest,) = server.door._guests
+        # (what it sends is not read at the moment: that it has left shows in a write)
+        guest._transport.abort()
+        await until(lambda: guest._lost)
+        gate.set()
+        await until(lambda: not server.door.connected)
+        await leave(writer)
+    assert asked == [(b"get", 1), (b"touch", 1)]
+
+
 @pytest.mark.gen_test(timeout=30)
 async def test_one_that_asks_10_000_times_and_never_reads_fills_no_memory():
     value, under_way, most, asked = b"x" * 100_000, 0, 0, 0

@@ -188,7 +188,9 @@ class Guest(asyncio.BufferedProtocol):
         self._later()
 
     def connection_lost(self, error: Exception | None) -> None:
-        # What it asked was asked: the rest is begun, and nobody is told.
+        # What it asked was asked: the rest is begun, and nobody is told. But what would do
+        # nothing else than tell is let go.
+        self._asked = deque(one for one in self._asked if not _tells(one))
         self._ended = self._lost = True
         self._stalled = False
         self._go_on()
@@ -420,6 +422,13 @@ class Guest(asyncio.BufferedProtocol):
 _SETTLED = Request(b"")
 _END = b"END\r\n"
 _nothing = Context()
+
+
+def _tells(one: Request | Settled | _Rest) -> bool:
+    """True if nothing comes of ``one`` but a reply."""
+    if isinstance(one, _Rest):
+        one = one.request
+    return isinstance(one, Settled) or one.verb in (b"get", b"gets")
 
 
 def _passed(length: float | None, since: float, now: float) -> bool:
