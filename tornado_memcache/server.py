@@ -112,9 +112,7 @@ class EmbeddedServer:
             clock,
             max_item_size=check_integer("max_item_size", max_item_size, 1, 1 << 30),
             max_bytes=check_integer("max_bytes", max_bytes, 1, _MOST),
-            max_items=None
-            if max_items is None
-            else check_integer("max_items", max_items, 1, _MOST),
+            max_items=max_items,
         )
         self._ssl = checked_server_context(ssl)
         self._handler = StoreHandler(self.store, self._facts, self._settings)
