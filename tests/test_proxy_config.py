@@ -89,7 +89,7 @@ def test_flags_with_everything(files):
     [
         ([], "--server is missing"),
         (["--server=h:x"], "--server: server 'h:...'.* port must be from 1 to 65535"),
-        (["--server=h,x"], "--server must be a whole number, not 'x'"),
+        (["--server=h,x"], "--server: the weight must be a whole number, not 'x'"),
         (["--server=h", "--server=h"], "--server: server h:11211 is listed twice"),
         (["--server=h", "--listen=h"], "--listen must be host:port or unix:/path, not 'h'"),
         (["--server=h", "--listen=127.0.0.1:x"], "--listen: the port must be a whole number"),
@@ -109,6 +109,9 @@ def test_flags_with_everything(files):
         (["--server=h", "--tls-ca=/nowhere"], "--tls-ca: '/nowhere' cannot be used"),
         (["--server=h", "--route=x"], "--route 'x' must be PREFIX=SERVER"),
         (["--server=h", "--route=a b=h"], "--route: key 'a b' contains white space"),
+        (["--server=h", "--request-timeout="], "--request-timeout must be a number of seconds"),
+        (["--server=h", "--listen="], "--listen is empty"),
+        (["--server="], "--server names no server"),
         (["--server=h", "--config=x"], "--server and --config: a file is in place of all flags"),
         (["--config=/nowhere"], "/nowhere: cannot be read: No such file"),
     ],
@@ -140,7 +143,19 @@ POOL = "[pool a]\nservers = h\n"
         (POOL + "on-dead = what?\n", ":3: on-dead: on_dead 'what?' is not one of"),
         (POOL.replace("h", "h:0"), ":2: servers: server 'h:0': the port must be from 1 to 65535"),
         (POOL + "[proxy]\nerrors = maybe\n", ":4: errors must be yes or no, not 'maybe'"),
-        (POOL + "[proxy]\nlisten = 0.0.0.0:1\n", ":4: listen '0.0.0.0' can be reached"),
+        (
+            POOL + "[proxy]\nlisten = 0.0.0.0:1\n",
+            ":4: listen '0.0.0.0' can be reached from other machines: say allow-public = yes",
+        ),
+        (
+            POOL + "[proxy]\nallow-public = yes\nadmin = 0.0.0.0:1\n",
+            ":5: admin '0.0.0.0' can be reached from other machines: the page is for this one alone",
+        ),
+        (POOL + "[proxy]\nlisten = unix:\n", ":4: listen: the path must be of 1 to 107 bytes"),
+        ("[pool a]\nservers = h, i\n", ":2: servers: the weight must be a whole number"),
+        ("  [proxy]\n  port = 1\n" + POOL, ":2: port is no setting of [proxy]"),
+        ("[pool a]\n  servers =\n    h\n  # more\n\n  ring = x\n", ":6: ring: ring 'x'"),
+        ("[pool a]\nservers =\n    h\n    ring = x\nring = x\n", ":5: ring: ring 'x'"),
     ],
 )
 def test_a_wrong_file_is_told_by_line(tmp_path, text, told):
@@ -158,6 +173,15 @@ def test_a_password_is_in_no_message(tmp_path, text):
     with pytest.raises(InvalidRequest, match="must hold one line, username:password") as caught:
         config_of("--server=h", f"--auth-file={path}")
     assert "secret-word" not in str(caught.value)
+
+
+def test_a_file_may_be_indented(tmp_path):
+    path = tmp_path / "proxy.ini"
+    text = "[proxy]\n  listen = 127.0.0.1:1\n\n[pool a]\n\tservers =\n\t\th\n\tring = ketama\n"
+    path.write_text(text)
+    config = config_of(f"--config={path}")
+    assert config.listen == ("127.0.0.1", 1)
+    assert config.pools[b""] == {"servers": ["h"], "ring": "ketama"}
 
 
 def test_every_setting_says_what_it_does():

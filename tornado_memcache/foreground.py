@@ -17,12 +17,15 @@ from .errors import InvalidRequest, shown
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
-def checked_host(flag: str, host: str, allow_public: bool) -> str:
+def checked_host(
+    flag: str, host: str, allow_public: bool, otherwise: str = "say --allow-public"
+) -> str:
     """Returns ``host``, an address to listen on, if it may be listened on.
 
     ``flag`` is where it came from, for the message. "localhost" is
     127.0.0.1. An address that others than this machine can reach needs
-    ``allow_public``. Raises `.InvalidRequest`.
+    ``allow_public``; where it is not given, the message says ``otherwise``.
+    Raises `.InvalidRequest`.
     """
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
@@ -30,7 +33,7 @@ def checked_host(flag: str, host: str, allow_public: bool) -> str:
         raise InvalidRequest(f"{flag} {shown(host)} is no IP address of this machine") from None
     if not (address.is_loopback or allow_public):
         raise InvalidRequest(
-            f"{flag} {shown(host)} can be reached from other machines: say --allow-public"
+            f"{flag} {shown(host)} can be reached from other machines: {otherwise}"
         )
     return str(address)
 

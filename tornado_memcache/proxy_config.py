@@ -11,12 +11,14 @@ each ``--route PREFIX=SERVER``.
 
 import argparse
 import configparser
+import os
 import re
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .address import MAX_PATH
 from .arguments import check_integer, check_seconds, key_bytes
 from .client import Client
 from .errors import InvalidRequest, shown
@@ -77,7 +79,9 @@ def _servers(where: str, text: str) -> list[Any]:
     servers: list[Any] = []
     for word in text.split():
         server, comma, weight = word.partition(",")
-        servers.append((server, _whole(1, 1 << 16)(where, weight)) if comma else server)
+        servers.append(
+            (server, _whole(1, 1 << 16)(f"{where}: the weight", weight)) if comma else server
+        )
     if not servers:
         raise InvalidRequest(f"{where} names no server")
     return servers
@@ -198,8 +202,10 @@ def from_arguments(arguments: argparse.Namespace) -> Config:
     Raises `.InvalidRequest`, which names flag or line.
     """
     flags = {name.replace("_", "-"): given for name, given in vars(arguments).items()}
-    names = [name for name in (*OF_PROXY, *OF_POOL, "server", "route") if flags.get(name)]
-    if flags.get("config"):
+    names = [
+        name for name in (*OF_PROXY, *OF_POOL, "server", "route") if flags.get(name) is not None
+    ]
+    if flags.get("config") is not None:
         if names:
             raise InvalidRequest(f"--{names[0]} and --config: a file is in place of all flags")
         return from_file(flags["config"])
@@ -280,14 +286,21 @@ def _told(path: str, error: configparser.Error) -> str:
 def _lines_of(text: str) -> dict[tuple[str, str], int]:
     """Returns the line of each section, and of each setting in it: configparser forgets them."""
     lines: dict[tuple[str, str], int] = {}
-    section = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith("["):
-            section = line[1 : line.rfind("]")]
+    section, margin, within = "", 0, False
+    for number, line in enumerate(text.split("\n"), 1):
+        bare = line.strip()
+        if not bare or bare[0] in "#;":
+            continue
+        indent = len(line) - len(line.lstrip())
+        if within and indent > margin:
+            continue  # (more of the value before)
+        margin, within = indent, not bare.startswith("[")
+        if within:
+            name = re.split("[=:]", bare, maxsplit=1)[0]
+            lines[section, name.strip().lower()] = number
+        else:
+            section = bare[1 : bare.rfind("]")]
             lines[section, ""] = number
-        elif line[:1].strip() and line[0] not in "#;":
-            name = re.split("[=:]", line, maxsplit=1)[0]
-            lines.setdefault((section, name.strip().lower()), number)
     return lines
 
 
@@ -300,8 +313,11 @@ def _checked(of_proxy: Mapping[str, Given], pools: list[dict[str, Given]]) -> Co
         proxy[name] = OF_PROXY[name].read(where, text.strip())
     for name in ("listen", "admin"):
         where = of_proxy[name].where if name in of_proxy else f"--{name}"
-        public = name == "listen" and proxy["allow-public"]
-        proxy[name] = proxy[name] and _address(where, proxy[name], public)
+        if proxy[name]:
+            public = name == "listen" and proxy["allow-public"]
+            told = "say --allow-public" if where[0] == "-" else "say allow-public = yes"
+            told = told if name == "listen" else "the page is for this one alone"
+            proxy[name] = _address(where, proxy[name], public, told)
     if isinstance(proxy["admin"], str):
         raise InvalidRequest(f"{of_proxy['admin'].where} must be host:port")
     found: dict[bytes, dict[str, Any]] = {}
@@ -321,14 +337,16 @@ def _where(given: Mapping[str, Given], name: str) -> str:
     return (given.get(name) or given["servers"]).where
 
 
-def _address(where: str, text: str, allow_public: bool) -> str | tuple[str, int]:
+def _address(where: str, text: str, allow_public: bool, otherwise: str) -> str | tuple[str, int]:
     if text.startswith("unix:"):
+        if not 0 < len(os.fsencode(text[5:])) <= MAX_PATH:
+            raise InvalidRequest(f"{where}: the path must be of 1 to {MAX_PATH} bytes")
         return text[5:]
     host, colon, port = text.rpartition(":")
     if not colon:
         raise InvalidRequest(f"{where} must be host:port or unix:/path, not {shown(text)}")
     number = _whole(0, 65535)(f"{where}: the port", port)
-    return checked_host(where, host.strip("[]"), allow_public), number
+    return checked_host(where, host.strip("[]"), allow_public, otherwise), number
 
 
 def _options(given: Mapping[str, Given], values: dict[str, Any]) -> dict[str, Any]:
