@@ -141,6 +141,33 @@ def test_another_configuration_is_taken_over_and_a_wrong_one_is_not(
     assert proxy.end() == 0 and "ended" in proxy.log
 
 
+def test_a_process_that_replaces_another_goes_by_the_configuration_that_was_read_anew(
+    started, start_memcached, tmp_path
+):
+    one, two = start_memcached(), start_memcached()
+    one.ask(b"set a 0 0 1\r\n1\r\n")
+    two.ask(b"set a 0 0 1\r\n2\r\n")
+    path = tmp_path / "proxy.ini"
+    text = "[proxy]\nlisten = 127.0.0.1:0\nprocesses = 2\n[pool main]\nservers = %s\n"
+    path.write_text(text % one.address)
+    proxy = started(f"--config={path}")
+    proxy.said("listening on", 2)
+    address = proxy.address()
+    path.write_text(text % two.address)
+    proxy.process.send_signal(signal.SIGHUP)
+    proxy.said("the configuration was read anew", 2)
+    path.write_text("nonsense")
+    proxy.process.send_signal(signal.SIGHUP)
+    proxy.said("the configuration stays as it was", 2)
+    for times, pid in enumerate(pids_of(address), 3):
+        os.kill(pid, signal.SIGKILL)
+        proxy.said("listening on", times)
+    assert {ask(address, b"get a\r\n", b"END\r\n") for _ in range(32)} == {
+        b"VALUE a 0 1\r\n2\r\nEND\r\n"
+    }
+    assert proxy.end() == 0
+
+
 def test_sigterm_lets_what_is_under_way_end(started, start_memcached):
     memcached = start_memcached()
     flags = ("--listen=127.0.0.1:0", "--request-timeout=20", f"--server={memcached.address}")

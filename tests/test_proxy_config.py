@@ -149,7 +149,7 @@ POOL = "[pool a]\nservers = h\n"
         ),
         (
             POOL + "[proxy]\nallow-public = yes\nadmin = 0.0.0.0:1\n",
-            ":5: admin '0.0.0.0' can be reached from other machines: the page is for this one alone",
+            ":5: admin '0.0.0.0' can be reached from other machines: the page is for this one",
         ),
         (POOL + "[proxy]\nlisten = unix:\n", ":4: listen: the path must be of 1 to 107 bytes"),
         ("[pool a]\nservers = h, i\n", ":2: servers: the weight must be a whole number"),

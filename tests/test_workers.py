@@ -26,9 +26,7 @@ def work(index):
     while not ended:
         time.sleep(0.01)
     return STATUS
-def again():
-    os.write(1, b"again\\n")
-sys.exit(Workers(2, work, again).run())
+sys.exit(Workers(2, work, lambda: os.write(1, b"anew\\n")).run())
 """
 
 
@@ -66,7 +64,7 @@ def test_they_are_told_of_signals_and_end_together(started, status):
     process = started(status)
     assert begun(process, 2).keys() == {0, 1}
     process.send_signal(signal.SIGHUP)
-    assert process.stdout.readline() == "again\n"  # (before any of them is told)
+    assert process.stdout.readline() == "anew\n"
     assert {process.stdout.readline() for _ in range(2)} == {"0 told 1\n", "1 told 1\n"}
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == int(status != 0)

@@ -41,28 +41,32 @@ def run(arguments: argparse.Namespace) -> int:
     if config.proxy["processes"] == 1:
         return in_foreground(lambda told: _serve(ProxyServer(config), again, told))
     log_to_stderr()
+    return _run_several(config, again)
+
+
+def _run_several(config: Config, again: Callable[[], Config]) -> int:
     # Bound here before any other is begun: it is to be had, and port 0 is one port for all.
     with _bound(config) as bound:
         if not isinstance(config.listen, str):
             config.proxy["listen"] = config.listen[0], bound.getsockname()[1]
+        current = config
 
         def work(index: int) -> int:
             listening = bound
             if not isinstance(config.listen, str):
                 listening = listening_socket(config, shared=True)
                 bound.close()
-            server = ProxyServer(config, listening, index=index)
+            server = ProxyServer(current, listening, index=index)
             return in_foreground(lambda told: _serve(server, again, told, workers.gone))
 
-        def keep() -> None:
-            # For those that are begun later. (What is wrong with it, each of the others says.)
-            nonlocal config
-            with contextlib.suppress(InvalidRequest):
-                new = again()
-                fixed = {name: config.proxy[name] for name in FIXED}
-                config = new._replace(proxy={**new.proxy, **fixed})
+        def anew() -> None:
+            nonlocal current
+            try:
+                current = config.replaced_by(again())
+            except InvalidRequest:
+                pass  # (each process says so)
 
-        workers = Workers(config.proxy["processes"], work, keep)
+        workers = Workers(config.proxy["processes"], work, anew)
         try:
             return workers.run()
         finally:

@@ -155,6 +155,10 @@ OF_POOL = {
 }
 
 
+#: What a new configuration cannot change while the proxy runs.
+FIXED = ("listen", "admin", "processes")
+
+
 class Config(NamedTuple):
     """What a proxy goes by: the settings of ``[proxy]``, and the options of each pool's client."""
 
@@ -173,6 +177,10 @@ class Config(NamedTuple):
         """The path of a unix socket, or host and port."""
         listen: str | tuple[str, int] = self.proxy["listen"]
         return listen
+
+    def replaced_by(self, new: "Config") -> "Config":
+        """Returns ``new``, with what stays as it is here while the proxy runs (`FIXED`)."""
+        return new._replace(proxy={**new.proxy, **{name: self.proxy[name] for name in FIXED}})
 
 
 # -- flags
@@ -316,7 +324,7 @@ def _checked(of_proxy: Mapping[str, Given], pools: list[dict[str, Given]]) -> Co
         if proxy[name]:
             public = name == "listen" and proxy["allow-public"]
             told = "say --allow-public" if where[0] == "-" else "say allow-public = yes"
-            told = told if name == "listen" else "the page is for this one alone"
+            told = told if name == "listen" else "the page is for this one"
             proxy[name] = _address(where, proxy[name], public, told)
     if isinstance(proxy["admin"], str):
         raise InvalidRequest(f"{of_proxy['admin'].where} must be host:port")

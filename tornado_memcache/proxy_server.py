@@ -18,14 +18,12 @@ from tornado.web import Application, RequestHandler
 from .client import Client
 from .door import FrontDoor, listen_on
 from .proxy import Proxy
-from .proxy_config import Config
+from .proxy_config import FIXED, Config
 
 logger = logging.getLogger("tornado_memcache.proxy")
 
 #: A client that is not used any more is closed so many seconds after its last call must be over.
 LEAVE = 1.0
-#: What a new configuration cannot change while the proxy runs.
-FIXED = ("listen", "admin", "processes")
 
 
 class ProxyServer:
@@ -106,8 +104,7 @@ class ProxyServer:
         self.proxy.errors, self.proxy.allow_all = of["errors"], of["allow-all-commands"]
         self.door.limit(config.limits)
         self.door.max_clients = of["max-clients"]
-        fixed = {name: self.config.proxy[name] for name in FIXED}
-        self.config = config._replace(proxy={**of, **fixed})
+        self.config = self.config.replaced_by(config)
 
     def _client(self, prefix: bytes, options: dict[str, Any]) -> Client:
         """Returns a pool's client: the one that is there, if no more than its servers changed."""

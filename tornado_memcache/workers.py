@@ -24,18 +24,20 @@ SOONEST = 1.0
 class Workers:
     """``count`` processes that run ``work(index)``, which returns an exit status.
 
+    ``anew()`` is called here when SIGHUP came, before they are told of it:
+    those that are begun later shall go by the same.
+
     They are forks of this one, which must not have begun a loop. `run`
     returns when they have ended after SIGTERM or SIGINT: 0, or 1 if any
-    did not end well. At SIGHUP ``again`` is called here before they are told:
-    one that is begun later is to go by what the others go by then.
+    did not end well.
     """
 
     def __init__(
-        self, count: int, work: Callable[[int], int], again: Callable[[], None] | None = None
+        self, count: int, work: Callable[[int], int], anew: Callable[[], None] = lambda: None
     ) -> None:
         self._count = count
         self._work = work
-        self._again = again
+        self._anew = anew
         self._ending = False
         self._status = 0
         #: By pid: the index, and when it was begun.
@@ -95,10 +97,10 @@ class Workers:
         if told is None:
             return
         if told.si_signo in PASSED_ON:
-            if told.si_signo != signal.SIGHUP:
+            if told.si_signo == signal.SIGHUP:
+                self._anew()
+            else:
                 self._ending = True
-            elif self._again is not None:
-                self._again()
             for pid in self._running:
                 os.kill(pid, told.si_signo)
         self._reap()
