@@ -101,6 +101,19 @@ def test_what_is_wrong_is_one_line_and_status_2(tmp_path, flags, told):
     assert ended.stderr.count("\n") == 1 and not ended.stdout
 
 
+@pytest.mark.parametrize(
+    "flags", [["--listen={0}"], ["--listen={0}", "--processes=2"], ["--admin={0}"]]
+)
+def test_an_address_that_is_not_to_be_had_is_named(flags):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        line = [sys.executable, "-m", "tornado_memcache", "proxy", "--server=h"]
+        line += ["--listen=127.0.0.1:0", *(flag.format(f"127.0.0.1:{port}") for flag in flags)]
+        ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
+    assert f": cannot listen on 127.0.0.1 port {port}: Address already in use" in ended.stderr
+
+
 @pytest.mark.skipif(
     MEMCCAPABLE is None, reason="no memccapable: apt-get install libmemcached-tools"
 )

@@ -6,7 +6,6 @@ called or does.
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from .errors import InvalidRequest
 from .foreground import in_foreground, log_to_stderr
 from .proxy_config import Config, add_arguments, from_arguments
-from .proxy_server import FIXED, ProxyServer, listening_socket
+from .proxy_server import ProxyServer, family_of, listening_socket, named
 from .workers import Workers
 
 __all__ = ["add_arguments", "run"]
@@ -78,12 +77,13 @@ def _bound(config: Config) -> socket.socket:
     """Returns what all processes share: a unix socket that listens, or a port that is taken."""
     if isinstance(config.listen, str):
         return listening_socket(config)
-    bound = socket.socket(socket.AF_INET6 if ":" in config.listen[0] else socket.AF_INET)
+    bound = socket.socket(family_of(config.listen))
     try:
         # Not listening: the system would bring clients to a socket that nobody accepts from.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind(config.listen)
+        with named(config.listen):
+            bound.bind(config.listen)
     except BaseException:
         bound.close()
         raise

@@ -5,11 +5,12 @@ another one. It must not know flags or files, signals or processes.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -81,7 +82,7 @@ class ProxyServer:
         if admin is not None:
             page = HTTPServer(Application([("/", _Page, {"told": self.told})], log_function=_quiet))
             try:
-                page.add_socket(_bound(admin[0], admin[1] + self._index if admin[1] else 0))
+                page.add_socket(_bound((admin[0], admin[1] + self._index if admin[1] else 0)))
             except OSError:
                 self.door.stop()
                 raise
@@ -180,16 +181,34 @@ def _shape(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def listening_socket(config: Config, *, shared: bool = False) -> socket.socket:
-    """Returns a socket that listens where ``config`` says; ``shared`` with other processes."""
-    listen = config.listen
+    """Returns a socket that listens where ``config`` says; ``shared`` with other processes.
+
+    Raises `OSError` that names the address.
+    """
+    return _bound(config.listen, shared)
+
+
+def _bound(listen: str | tuple[str, int], shared: bool = False) -> socket.socket:
+    with named(listen):
+        return listen_on(family_of(listen), listen, shared=shared)
+
+
+def family_of(listen: str | tuple[str, int]) -> socket.AddressFamily:
+    """Returns the family of an address to listen on."""
     if isinstance(listen, str):
-        return listen_on(socket.AF_UNIX, listen)
-    family = socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
-    return listen_on(family, listen, shared=shared)
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    return listen_on(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))
+@contextlib.contextmanager
+def named(listen: str | tuple[str, int]) -> Iterator[None]:
+    """Has an `OSError` of the body, which binds ``listen``, tell which address it was."""
+    try:
+        yield
+    except OSError as error:
+        where = listen if isinstance(listen, str) else f"{listen[0]} port {listen[1]}"
+        told = f"cannot listen on {where}: {error.strerror or error}"
+        raise OSError(told) from None
 
 
 def _quiet(handler: RequestHandler) -> None:
