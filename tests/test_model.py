@@ -329,11 +329,20 @@ class Machine(RuleBasedStateMachine):
         if number is not None:
             self.one("set", key, number)
         self.one(name, key, delta)
+        self.padded_or_not(key)
+
+    def padded_or_not(self, key: str) -> None:
+        """Takes over how a memcached has stored a number that became shorter.
+
+        "The number MAY be space-padded at the end": not if the item was just
+        being sent, or looked at by one of memcached's own threads. Then it is another item.
+        """
         kept = self.model.there(key)
         if kept is not None and kept.data.endswith(b" ") and isinstance(self.server, Real):
-            # "The number MAY be space-padded at the end": not if the item was just being sent.
             stored = self.stored()[_wire(key)].value
             assert stored.rstrip() == kept.data.rstrip() and len(stored) <= len(kept.data)
+            if len(stored) < len(kept.data):
+                kept = kept._replace(stale=False, told=False)
             self.model.items[key] = kept._replace(data=stored)
 
     @rule(
@@ -426,6 +435,7 @@ class Machine(RuleBasedStateMachine):
         if vivify is not None:
             named = {"vivify": self.exptime(vivify), "initial": initial}
         self.meta("meta_arithmetic", (key, delta), named)
+        self.padded_or_not(key)
 
     @rule(keys=some_keys, invalidate=st.booleans(), deletes=st.booleans())
     def meta_many(self, keys: list[str], invalidate: bool, deletes: bool) -> None:
