@@ -918,6 +918,52 @@ async def test_a_factory_slower_than_its_lease_is_told_of_once(mc, memcached, ex
     assert await mc.get_or_set("k", make, 60) == "k 3" and back.count == 1
 
 
+@pytest.mark.gen_test
+async def test_who_waits_for_a_factory_that_never_ends_has_the_next_one_run(mc, memcached):
+    hangs, make = Maker(held=True), Maker("v")
+    first = mc.get_or_set("k", hangs, 60, lock_timeout=1)
+    await until(lambda: hangs.calls)
+    second = mc.get_or_set("k", make, 60, lock_timeout=1000)
+    third = mc.get_or_set("k", make, 60, lock_timeout=1000)
+    assert await asyncio.gather(first, second, third) == ["v 1"] * 3
+    await until(lambda: hangs.cancelled)
+    assert make.calls == 1 and words(memcached)["s"] == "3"
+
+
+@pytest.mark.gen_test
+async def test_of_factories_that_end_too_late_and_at_once_one_is_told(mc):
+    fails = Maker(held=True)
+    fails.instead = [LookupError("one"), LookupError("two")]
+    calls = [Asked("awaited", mc.get_or_set, "k", fails, 60, lock_timeout=0.1) for _ in range(2)]
+    await until(lambda: fails.calls == 2)
+    fails.go.set()
+    for call in calls:
+        await call.failure(LookupError)
+
+
+@pytest.mark.parametrize("server", ["there", "away"])
+@pytest.mark.gen_test
+async def test_nobody_joins_a_factory_whose_time_is_over(
+    start_memcached, troubles, expect_log, server
+):
+    memcached = start_memcached()
+    if server == "away":
+        memcached.kill()
+    else:
+        expect_log(LOG, "not stored: it took .* longer than lock_timeout", times=1)
+    hangs, make = Maker(held=True), Maker("v")
+    async with Client([memcached.address]) as mc:
+        first = mc.get_or_set("k", hangs, 60, lock_timeout=0.1)
+        await until(lambda: hangs.calls)
+        await asyncio.sleep(0.15)  # (the lease is there for two seconds more)
+        assert await mc.get_or_set("k", make, 60, lock_timeout=1000) == "v 1"
+        assert not first.done()
+        hangs.go.set()
+        assert await first == "k 1"
+        if server == "there":
+            assert await mc.get("k") == "v 1"
+
+
 # -- without meta commands
 
 

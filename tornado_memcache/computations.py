@@ -14,7 +14,7 @@ from contextvars import Context, ContextVar
 from typing import Any, NamedTuple
 
 from .call import CallbackCall, FutureCall
-from .deadlines import clock, detached
+from .deadlines import NEVER, clock, detached
 from .errors import ClientClosed, ItemTooLarge, MemcacheError, ReplyError, Timeout, shown
 from .factories import produce
 from .leases import ALONE, HELD, HIT, MISSED, WON, Found, Lease, Leases, Server
@@ -77,6 +77,9 @@ class Computations:
     def take(self, place: Place, leases: Leases, found: Found, caller: Caller, want: Want) -> None:
         """Has ``caller``, who has found no value, wait for the one that is or will be computed."""
         one = self._of.get(place)
+        if one is not None and one.late and one.holds(found):
+            leases.release(found.lease)  # type: ignore[arg-type]
+            found = Found(MISSED)
         if one is None or not one.serves(found):
             values = want.values or self._values
             one = self._of[place] = Computation(self, place, leases, values, found)
@@ -175,6 +178,8 @@ class Computation:
         self._lease = found.lease
         self._computes = found.state in (WON, ALONE)
         self._since = self._begun = clock()
+        #: The moment at which the time of whoever computes here is over.
+        self._until = NEVER
         self._pause = FIRST_PAUSE
         self._task: asyncio.Task[None] | None = None
         self._over = False
@@ -183,15 +188,24 @@ class Computation:
         """True if one who has ``found`` this may have the value that comes of this one.
 
         Not if the lease is another one than that under which it is
-        computed here: the key was changed since, perhaps by him.
+        computed here: the key was changed since, perhaps by him. Nor if the
+        time of the factory that runs is over: it may never end.
         """
+        if self.late:
+            return False
         if found.state == HELD and self._computes:
-            return (
-                self._lease is not None
-                and found.lease is not None
-                and (self._lease.unique == found.lease.unique)
-            )
+            return self.holds(found)
         return found.state != WON
+
+    @property
+    def late(self) -> bool:
+        """True if it is computed here, for longer than ``lock_timeout``."""
+        return clock() >= self._until
+
+    def holds(self, found: Found) -> bool:
+        """True if it is computed here under the lease that was ``found``."""
+        mine, other = self._lease if self._computes else None, found.lease
+        return mine is not None and other is not None and mine.unique == other.unique
 
     def begin(self, found: Found) -> None:
         loop = asyncio.get_running_loop()
@@ -321,16 +335,8 @@ class Computation:
 
     async def _computed(self) -> Any:
         """Returns what the factory of one who waits has made, stored if there is a lease for it."""
-        want, loop = self._first_want(), asyncio.get_running_loop()
-        self._table.computed += 1
-        begun = clock()
-        want.context.run(_making.set, (*want.context.get(_making, ()), self))
-        task = want.context.run(loop.create_task, produce(want.factory))
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+        lock_timeout, begun = self._first_want().lock_timeout, clock()
+        task = await self._made()
         if task.cancelled():
             raise RuntimeError(f"{self.asked()}: the factory was cancelled")
         value = task.result()
@@ -338,10 +344,42 @@ class Computation:
             data, flags = self._values.encode(self.place[1], value)
             if self._lease is not None and not await self._stored(self._lease, data, flags):
                 took = clock() - begun
-                if took > want.lock_timeout:
+                if took > lock_timeout:
                     why = f"it took {took:.1f} s, longer than lock_timeout"
                     self._table.note_unstored(self.place[0], why)
         return value
+
+    async def _made(self) -> "asyncio.Task[Any]":
+        """Returns the first factory that has ended.
+
+        It is that of one who waits. When his time is over, and it may
+        never end, that of the next one runs too.
+        """
+        asked: set[Caller] = set()
+        running: set[asyncio.Task[Any]] = set()
+        try:
+            while True:
+                length = None
+                caller = next((one for one in self._callers if one not in asked), None)
+                if caller is not None:
+                    want = self._callers[caller]
+                    length = want.lock_timeout
+                    asked.add(caller)
+                    running.add(self._begun_for(want))
+                first = asyncio.FIRST_COMPLETED
+                ended, _ = await asyncio.wait(running, timeout=length, return_when=first)
+                if ended:
+                    return ended.pop()
+        finally:
+            for task in running:
+                if not (task.cancel() or task.cancelled()):
+                    task.exception()  # (of two that end at once one is told)
+
+    def _begun_for(self, want: Want) -> "asyncio.Task[Any]":
+        self._table.computed += 1
+        self._until = clock() + want.lock_timeout
+        want.context.run(_making.set, (*want.context.get(_making, ()), self))
+        return want.context.run(asyncio.get_running_loop().create_task, produce(want.factory))
 
     async def _stored(self, lease: Lease, data: bytes, flags: int) -> bool:
         """Stores what was made; False if the lease was lost. A server that fails is no failure."""

@@ -81,7 +81,8 @@ class Stampede(Submitter):
 
         ``lock_timeout`` (seconds) is what one who computes has, and should
         be more than it takes: afterwards the next caller computes, and what
-        the first one makes is returned to its callers and not stored.
+        the first one makes is returned to its callers and not stored. In
+        this process they get what either of the two makes first.
 
         Outcome: the value. What ``factory`` raises is the failure of those
         who wait for it in this process, and somebody else's turn comes. A
