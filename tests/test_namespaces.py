@@ -255,6 +255,37 @@ async def test_without_its_word_a_value_is_computed_and_nobody_finds_it(start_me
 
 
 @pytest.mark.gen_test
+async def test_without_its_word_what_many_want_is_computed_once(start_memcached, troubles, age):
+    server = start_memcached()
+    go, computed = asyncio.Event(), []
+
+    async def make() -> bytes:
+        computed.append(b"computed %d" % len(computed))
+        value: bytes = computed[-1]
+        await go.wait()
+        return value
+
+    async with Client([server.address]) as client:
+        ns = client.namespace(NAME, generation_age=age)
+        server.kill()
+        calls = [ns.get_or_set("k", make, 60) for _ in range(100)]
+        # (With no age an asking is only for those who were there before it.)
+        often, joined = (1, 99) if age else (2, 98)
+        await until(lambda: client.computations.waited == joined)
+        calls.append(ns.get_or_set("k", make, 60))
+        await until(lambda: len(computed) + client.computations.waited == 101)
+        often += not age
+        assert len(computed) == often
+        with pytest.raises(MemcacheError):
+            await ns.invalidate()
+        last = asyncio.ensure_future(ns.get_or_set("k", make, 60))
+        await until(lambda: len(computed) == often + 1)
+        go.set()
+        assert set(await asyncio.gather(*calls)) == set(computed[:-1])
+        assert await last == computed[-1]
+
+
+@pytest.mark.gen_test
 @pytest.mark.parametrize(
     "name, given",
     [

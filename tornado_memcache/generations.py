@@ -101,6 +101,9 @@ class Generation:
         self._changes = 0
         self._loop: object = None
         self._asking: Asking | None = None
+        #: When the last asking was begun that came to no word, and what stands in for that.
+        self._failed_at = self._alone_at = 0.0
+        self._alone: bytes | None = None
         #: Those for whom the asking under way was begun too early.
         self._behind: dict[Caller, None] = {}
 
@@ -133,6 +136,7 @@ class Generation:
             return
         if len(asking.callers) + len(self._behind) >= self._settings.max_pending:
             told = f"{len(asking.callers) + len(self._behind)} calls are under way (max_pending)"
+            self._failed_at = clock()
             loop.call_soon(caller.fail, TooManyCalls(told, server=self._home().name))
         elif self._behind or asking.changes != self._changes or clock() >= asking.begun + age:
             self._behind[caller] = None
@@ -193,7 +197,9 @@ class Generation:
             self._behind.update(dict.fromkeys(patient))
             callers = {one: None for one in callers if one not in self._behind}
         elif not isinstance(outcome, MemcacheError) and asking.changes == self._changes:
-            self._word, self._asked_at = outcome, asking.begun
+            self._word, self._asked_at, self._alone = outcome, asking.begun, None
+        if isinstance(outcome, MemcacheError):
+            self._failed_at = asking.begun
         self._next()
         for caller in callers:
             if isinstance(outcome, MemcacheError):
@@ -205,6 +211,17 @@ class Generation:
         if self._behind and self._asking is None:
             behind, self._behind = self._behind, {}
             self._begin(behind)
+
+    def alone(self, age: float) -> bytes:
+        """Returns the word of those who go on without one: nobody else finds what is under it.
+
+        It is the same for all whose asking was begun within ``age`` seconds,
+        as that of the server would be.
+        """
+        since, failed_at = self._alone_at, self._failed_at
+        if self._alone is None or (failed_at != since and failed_at >= since + age):
+            self._alone, self._alone_at = fresh_word(), failed_at
+        return self._alone
 
     def leave(self, caller: Caller) -> None:
         """Notes that ``caller`` waits no more. Nothing is asked for nobody."""
@@ -233,12 +250,12 @@ class Generation:
         there = stored(reply)
         if there:
             self._changes += 1
-            self._word, self._asked_at = word, begun
+            self._word, self._asked_at, self._alone = word, begun, None
         return there
 
     def forget(self) -> None:
         """Forgets what is known: a new word is on its way, and nobody knows which is there."""
-        self._word = None
+        self._word = self._alone = None
 
     def __repr__(self) -> str:
         if self._asking is not None:

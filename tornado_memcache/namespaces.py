@@ -213,8 +213,9 @@ class Namespace(_Commands):
         waiter = call.waiter
         if waiter is not None:
             again = functools.partial(_again, copy_context(), command, given, how)
-            waiting = waiter.work = _Waiting(self._space, call, checking.encoded, again)
-            self._space.generation.ask(waiting, self.generation_age)
+            age = self.generation_age
+            waiting = waiter.work = _Waiting(self._space, age, call, checking.encoded, again)
+            self._space.generation.ask(waiting, age)
         return call.future
 
     if not TYPE_CHECKING:  # (whose eyes it would close to every name that there is not)
@@ -353,6 +354,7 @@ class _Waiting:
 
     __slots__ = (
         "_again",
+        "_age",
         "_asked",
         "_computes",
         "_encoded",
@@ -364,11 +366,12 @@ class _Waiting:
     def __init__(
         self,
         space: Space,
+        age: float,
         call: "_Begins",
         encoded: list[tuple[bytes, int]],
         again: Callable[[View], Any],
     ) -> None:
-        self._space = space
+        self._space, self._age = space, age
         self._waiter, self._asked, self._computes = call.waiter, call.asked, call.computes
         self._encoded = encoded
         self._again = again
@@ -395,8 +398,11 @@ class _Waiting:
         if missing or (self._computes and away):
             # What reads is a miss then, what computes does, and all else fails: that server's
             # pool knows which. What might be stored nevertheless nobody finds.
-            pool = home.cluster.home_of(self._space.generation.key)
-            self._go(_Resumed(self._space, fresh_word(), self._waiter, self._encoded, pool))
+            # (What many want is computed once nevertheless.)
+            generation = self._space.generation
+            word = generation.alone(self._age) if self._computes else fresh_word()
+            pool = home.cluster.home_of(generation.key)
+            self._go(_Resumed(self._space, word, self._waiter, self._encoded, pool))
         else:
             fail(self._waiter, self._told(error))
 
