@@ -24,6 +24,7 @@ from tornado_memcache import (
     ItemTooLarge,
     NotSerializable,
     SerializationError,
+    ServerError,
     Timeout,
     ValueTooLarge,
     boundary,
@@ -1025,6 +1026,53 @@ async def test_an_old_server_forgets_what_is_invalidated(memcached, expect_log, 
         assert await first == "before 1" and await mc.get("k") == "after 1"
         assert await mc.invalidate("k", stale_for) is True
         assert await mc.get("k") is None
+
+
+@pytest.mark.gen_test
+async def test_what_another_process_invalidates_on_an_old_server_is_not_joined(
+    memcached, expect_log
+):
+    expect_log(LOG, "has no meta commands", times=2)
+    async with OldServer(memcached) as old:
+        async with Client([old.address]) as mc, Client([old.address]) as other:
+            before, after = Maker("before", held=True), Maker("after")
+            first = mc.get_or_set("k", before, 60, lock_timeout=1000)
+            await until(lambda: before.calls)
+            await other.invalidate("k")
+            assert await mc.get_or_set("k", after, 60, lock_timeout=1000) == "after 1"
+            before.go.set()
+            assert await first == "before 1" and await other.get("k") == "after 1"
+
+
+@pytest.mark.gen_test
+async def test_an_invalidation_is_done_when_the_lock_of_an_old_server_is_gone_too(expect_log):
+    expect_log(LOG, "has no meta commands|fails:", times=range(10))
+    deleted = [
+        Expect(b"delete k\r\ndelete k:lock\r\n"),
+        Send(b"DELETED\r\nSERVER_ERROR not now\r\n"),
+    ]
+    script = [Expect(b"version\r\n"), Send(b"VERSION 1.5.22\r\n"), *deleted, *deleted]
+    async with Scripted(script) as server, Client([server.address], max_connections=1) as mc:
+        for _ in range(2):
+            with pytest.raises(ServerError, match="not now"):
+                await mc.invalidate("k")
+
+
+@pytest.mark.parametrize("side", ["old", "new"])
+@pytest.mark.gen_test
+async def test_the_stub_of_another_process_is_no_value_to_a_client_that_migrates(
+    start_memcached, side
+):
+    servers = {"old": start_memcached(), "new": start_memcached()}
+    async with Client([servers["old"].address]) as before:
+        async with Client([servers["new"].address], migrate_from=before) as mc:
+            win(servers[side])
+            assert await mc.get_or_set("k", Maker(), 60) == "k 1"
+            assert await mc.get_or_set("k", Maker(), 60) == "k 1"
+            win(servers["old"], "other")
+            await mc.get("other")
+            await until(lambda: mc.migration is not None and not mc.migration._chains)
+            assert not words(servers["new"], "other")
 
 
 @pytest.mark.gen_test

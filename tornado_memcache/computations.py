@@ -195,7 +195,8 @@ class Computation:
             return False
         if found.state == HELD and self._computes:
             return self.holds(found)
-        return found.state != WON
+        # (Who has missed, where there are locks, has not seen whose lock is there.)
+        return found.state != WON and not (found.state == MISSED and self._computes)
 
     @property
     def late(self) -> bool:

@@ -216,6 +216,18 @@ class AddLeases(Leases):
             self._ask(Request(b"cas", (self._lock,), b"", 0, -1, lease.unique))
 
 
+class MigratingLeases(AddLeases):
+    """By ``add`` of a lock, for a client that migrates: others may use the meta commands there.
+
+    An empty item may be the stub of one of them, and so it is no value.
+    """
+
+    def found(self, reply: Reply) -> Found:
+        found = super().found(reply)
+        item = found.item
+        return Found(MISSED) if item and not (item.value or item.flags) else found
+
+
 def lock_key(wire: bytes) -> bytes:
     """Returns the key of the lock beside ``wire``: its name, or a hash where that is too long."""
     lock = wire + b":lock"

@@ -283,8 +283,9 @@ class Migration:
                 self._tells = False
                 times[key] = self._default()
             elif isinstance(reply, Reply) and reply.status == b"HD":
-                left = int(read_returned(reply.text)[b"t"])
-                if left:
+                returned = read_returned(reply.text)
+                left = int(returned[b"t"])
+                if left and b"Z" not in returned:  # (a stub, or what is fetched anew, stays)
                     times[key] = 0 if left < 0 else wire_exptime(left, time.time)
         return times
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import call
 from .arguments import LONGEST_LENGTH, check_integer, check_seconds, wire_exptime
@@ -30,7 +30,18 @@ from .errors import (
     shown,
 )
 from .funnel import How, Key
-from .leases import ALONE, HIT, WON, AddLeases, Found, Leases, MetaLeases, Terms, lock_key
+from .leases import (
+    ALONE,
+    HIT,
+    WON,
+    AddLeases,
+    Found,
+    Leases,
+    MetaLeases,
+    MigratingLeases,
+    Terms,
+    lock_key,
+)
 from .outcomes import reached
 from .protocol import Reply, Request, fail
 from .submit import Submitter, ends_at_once
@@ -123,9 +134,12 @@ class Stampede(Submitter):
         wire, pool = self._locate(key)
         # Whoever asks from now on wants what is made from now on.
         self.computations.forget((pool.name, wire))
-        if self._is_classic(pool):
+        if self.migration is not None:
             self._ask_detached(pool, Request(b"delete", (lock_key(wire),)))
             return self._submit(pool, Request(b"delete", (wire,)), reached, how)
+        if self._is_classic(pool):
+            request = Request(b"delete", (wire,))
+            return self._submit_steps(request, self._deletion(pool, wire), _was_there, how)
         words = b"" if stale_for is None else b"I T%d" % exptime
         request = Request(b"md", (wire,), argument=words)
         steps = self._invalidation(pool, wire, request)
@@ -137,11 +151,19 @@ class Stampede(Submitter):
         (told,) = yield [Ask(pool, request, length)]
         if isinstance(told, MetaUnsupported):
             self.computations.note_classic(pool, told)
-            keys = (wire, lock_key(wire))
-            told, _ = yield [Ask(pool, Request(b"delete", (key,)), length) for key in keys]
+            return (yield from self._deletion(pool, wire))
         if isinstance(told, MemcacheError):
             raise told
         return told
+
+    def _deletion(self, pool: "Pool", wire: bytes) -> Steps:
+        """Deletes value and lock: as long as that is there, who has it may store what is old."""
+        length, keys = self._settings.request_timeout, (wire, lock_key(wire))
+        told = yield [Ask(pool, Request(b"delete", (key,)), length) for key in keys]
+        for one in told:
+            if isinstance(one, MemcacheError):
+                raise one
+        return cast(Reply, told[0])
 
     # -- what it takes
 
@@ -203,7 +225,12 @@ class FirstReading:
 
     def begin(self) -> None:
         self._caller.work = self
-        self._read(AddLeases if self._client._is_classic(self._pool) else MetaLeases)
+        kind: type[Leases] = MetaLeases
+        if self._client.migration is not None:
+            kind = MigratingLeases
+        elif self._client._is_classic(self._pool):
+            kind = AddLeases
+        self._read(kind)
 
     def _read(self, kind: type[Leases]) -> None:
         client, pool = self._client, self._pool
