@@ -102,7 +102,10 @@ class Computations:
         self.stale += 1
         unique, since = self._noted.get(place, (None, 0.0))
         if unique != lease.unique:
-            if len(self._noted) >= NOTED:
+            if len(self._noted) >= NOTED and place not in self._noted:
+                _, oldest = next(iter(self._noted.values()))
+                if clock() - oldest < 2 * lock_timeout:
+                    return  # (it may be met yet; this one's turn comes when there is room)
                 self._noted.popitem(last=False)
             self._noted[place] = lease.unique, clock()
             self._noted.move_to_end(place)
