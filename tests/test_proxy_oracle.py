@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -66,6 +67,18 @@ def is_kept(stream: Stream) -> bool:
     return name.startswith(KEPT)
 
 
+def without_padding(replies: bytes) -> bytes:
+    """Returns ``replies`` with numbers as they are, where memcached may have padded them.
+
+    It does so to one that became shorter, unless the item is just being sent: that hangs on when
+    the requests of a pipeline come, and a proxy sends them on one by one.
+    """
+    return _NUMBER.sub(rb"VALUE \1 \2\r\n", replies)
+
+
+_NUMBER = re.compile(rb"VALUE (\S+ \d+) \d+\r\n(\d+) *(?=\r\n)")
+
+
 def test_the_proxy_answers_as_memcached_does(memcached: Memcached, start_memcached: Any) -> None:
     alike, refused, wrong = 0, 0, []
     with proxy_to(start_memcached()) as address:
@@ -73,7 +86,7 @@ def test_the_proxy_answers_as_memcached_does(memcached: Memcached, start_memcach
             if stream.alone or is_kept(stream):
                 continue
             theirs, ours = compare(stream.data, asking(memcached.address), asking(address))
-            if theirs == ours:
+            if theirs == ours or without_padding(theirs) == without_padding(ours):
                 alike += 1
             elif ours.count(b"CLIENT_ERROR") > theirs.count(b"CLIENT_ERROR"):
                 refused += 1
