@@ -111,7 +111,9 @@ class Load:
             while idle and sent < (now - begun) * rate:
                 self._send(idle.pop(0))
                 sent += 1
-            idle += self._receive(begun + (sent + 1) / rate - now)
+            # (epoll waits for whole milliseconds: requests would be sent two at a time)
+            select.select([self._poll], [], [], max(begun + sent / rate - now, 0))
+            idle += self._receive(0)
         return time.perf_counter() - begun
 
 
