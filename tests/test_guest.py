@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from tornado_memcache.errors import ConnectionFailed
-from tornado_memcache.guest import FIRST_GUESS, Limits
+from tornado_memcache.guest import FIRST_GUESS, Guest, Limits, Prompt
 from tornado_memcache.protocol import Item, Reply, Request
 
 from .asked import until
@@ -313,4 +313,127 @@ async def test_a_reply_longer_than_a_write_goes_in_parts():
         )
         expected = (whole + b"END\r\n") * 2
         assert await reader.readexactly(len(expected)) == expected
+        await leave(writer)
+
+
+class Prompts:
+    """A handler that answers with a `Prompt` for each request, which a test ends."""
+
+    def __init__(self):
+        self.given = {}
+
+    def __call__(self, request):
+        loop = asyncio.get_running_loop()
+        prompt = self.given[request.keys[0]] = Prompt(loop)
+        return prompt
+
+    async def asked(self, writer, *keys):
+        """Sends gets of ``keys`` in one segment; returns what the handler gave for them."""
+        writer.write(b"".join(b"get %b\r\n" % key for key in keys))
+        await until(lambda: all(key in self.given for key in keys))
+        return [self.given.pop(key) for key in keys]
+
+
+@pytest.mark.gen_test
+async def test_the_one_reply_that_is_due_is_written_by_what_brings_it():
+    handler = Prompts()
+    async with Door(handler) as server:
+        reader, writer = await connect(server)
+        for number in range(3):
+            (prompt,) = await handler.asked(writer, b"a")
+            (guest,) = server.door._guests
+            assert guest.busy
+            prompt.set_result(b"%d\r\n" % number)
+            assert not guest.busy  # (in this very turn of the loop)
+            assert await reader.readline() == b"%d\r\n" % number
+        # One that is larger than a write as well.
+        (prompt,) = await handler.asked(writer, b"large")
+        prompt.set_result(b"x" * 1_000_000 + b"\r\n")
+        assert await reader.readexactly(1_000_002) == b"x" * 1_000_000 + b"\r\n"
+        await until(lambda: not guest.busy)
+        await leave(writer)
+
+
+@pytest.mark.gen_test
+async def test_replies_that_come_in_one_turn_leave_in_one_write_and_in_order(monkeypatch):
+    written, handler = [], Prompts()
+    real = Guest._write
+    monkeypatch.setattr(
+        Guest,
+        "_write",
+        lambda guest, pieces: (written.append(b"".join(pieces)), real(guest, pieces)),
+    )
+    async with Door(handler) as server:
+        reader, writer = await connect(server)
+        for order in ("012", "021", "102", "120", "201", "210"):
+            prompts = await handler.asked(writer, b"a", b"b", b"c")
+            written.clear()
+            for number in map(int, order):
+                assert not written
+                prompts[number].set_result(b"%d" % number)
+            assert written == [b"012"]
+            assert await reader.readexactly(3) == b"012"
+        # The first of them does not wait for one that comes in a later turn.
+        first, last = await handler.asked(writer, b"a", b"b")
+        first.set_result(b"0")
+        assert await reader.readexactly(1) == b"0"
+        last.set_result(b"1")
+        assert await reader.readexactly(1) == b"1"
+        await leave(writer)
+
+
+@pytest.mark.gen_test
+async def test_prompts_among_futures_failures_and_what_is_done_at_once():
+    futures, prompts = {}, Prompts()
+
+    def handler(request):
+        loop = asyncio.get_running_loop()
+        if request.keys[0] == b"now":
+            done = Prompt(loop)
+            done.set_result(b"now\r\n")
+            return done
+        if request.keys[0].startswith(b"future"):
+            return futures.setdefault(request.keys[0], loop.create_future())
+        return prompts(request)
+
+    async with Door(handler) as server:
+        reader, writer = await connect(server)
+        writer.write(b"get now\r\nget future1\r\n")
+        a, b, c = await prompts.asked(writer, b"a", b"b", b"c")
+        writer.write(b"get future2\r\nget now\r\n")
+        await until(lambda: len(futures) == 2)
+        c.set_result(b"c\r\n")
+        futures[b"future2"].set_result(Reply(b"END"))
+        b.cancel()
+        a.set_exception(ConnectionFailed("gone", server="h:1"))
+        futures[b"future1"].set_result(Reply(b"END"))
+        expected = (
+            b"now\r\nEND\r\nSERVER_ERROR gone (server h:1, phase reply)\r\n"
+            b"SERVER_ERROR cancelled\r\nc\r\nEND\r\nnow\r\n"
+        )
+        assert await reader.readexactly(len(expected)) == expected
+        (guest,) = server.door._guests
+        assert not guest.busy and guest._undone == 0
+        # It fails alone, and goes on.
+        (prompt,) = await prompts.asked(writer, b"d")
+        prompt.set_exception(ConnectionFailed("gone", server="h:1"))
+        assert (await reader.readline()).startswith(b"SERVER_ERROR gone")
+        (prompt,) = await prompts.asked(writer, b"e")
+        writer.write_eof()
+        await until(lambda: guest._ended)
+        prompt.set_result(b"the last")
+        assert await reader.read() == b"the last"
+        await until(lambda: not server.door.connected)
+        await leave(writer)
+
+
+@pytest.mark.gen_test
+async def test_the_door_is_told_of_what_came_together():
+    begun = []
+    async with Door(lambda request: Reply(b"STORED"), begun=begun.append) as server:
+        reader, writer = await connect(server)
+        for count in (1, 3, 1):
+            writer.write(b"delete a\r\n" * count)
+            assert await reader.readexactly(8 * count) == b"STORED\r\n" * count
+        assert begun == [1, 3, 1]
         await leave(writer)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 
 import pytest
 
@@ -320,3 +321,35 @@ def test_what_is_told_of_a_failure():
     assert told == Reply(b"SERVER_ERROR", text=b"touch 'k': timed out (server h:1, phase reply)")
     assert proxy.failed(Request(b"gat", (b"k",)), error) == Reply(b"END")
     assert proxy.failures == {"h:1": 2}
+
+
+@pytest.mark.gen_test
+async def test_a_get_that_is_alone_waits_for_no_other_turn_of_the_loop(two, monkeypatch):
+    loop, hops = asyncio.get_running_loop(), []
+    async with proxied(*behind(*two)) as server:
+        for one in two:
+            one.ask(b"".join(store(key, key) for key in KEYS[:50]), b"STORED\r\n" * 50)
+        host, _, port = server.address.rpartition(":")
+
+        def ask():  # (in a thread, so that the loop has nothing else to do)
+            for key in KEYS[:50]:
+                peer.sendall(b"get %b\r\n" % key)
+                reply = item(key, key) + b"END\r\n"
+                got = b""
+                while len(got) < len(reply):
+                    got += peer.recv(4096)
+                assert got == reply
+
+        with socket.create_connection((host, int(port)), timeout=20) as peer:
+            await loop.run_in_executor(None, ask)
+            real = type(loop).call_soon
+            monkeypatch.setattr(
+                type(loop),
+                "call_soon",
+                lambda self, callback, *args, **how: (
+                    hops.append(callback), real(self, callback, *args, **how)
+                )[1],
+            )  # fmt: skip
+            await loop.run_in_executor(None, ask)
+            monkeypatch.undo()
+    assert len(hops) < 20

@@ -5,10 +5,17 @@ import asyncio
 import pytest
 
 from tornado_memcache import Client
-from tornado_memcache.errors import ConnectionFailed, InvalidKey, ProtocolError, ServerError
+from tornado_memcache.errors import (
+    ClientClosed,
+    ConnectionFailed,
+    InvalidKey,
+    ProtocolError,
+    ServerError,
+)
 from tornado_memcache.relay import Relay
 from tornado_memcache.server import EmbeddedServer
 
+from .asked import until
 from .scripted import Close, Expect, Scripted, Send
 
 KEYS = [b"key-%d" % number for number in range(300)]
@@ -217,3 +224,72 @@ async def test_the_keys_of_a_dead_server_go_where_the_policy_says(start_memcache
         reply = await behind.get(*KEYS[:50])
         for key in KEYS[:50]:
             assert item(key, key) in reply or item(key, b"s") in reply
+
+
+@pytest.mark.gen_test
+async def test_what_came_alone_leaves_at_once_for_a_server_with_nothing_to_do():
+    lines = []
+    async with EmbeddedServer() as server:
+        async with Behind(server.address) as behind:
+            real = server._door.handler
+            server._door.handler = lambda request: (lines.append(request.keys), real(request))[1]
+            await fill(behind.client, KEYS[:9])
+            lines.clear()
+            relay = Relay(behind.client, behind._take, told=True)
+            (pool,) = behind.client._all_pools()
+
+            first = relay.retrieve(b"get", KEYS[:1])
+            assert not pool.pending  # (there may be more that came with it)
+            relay.leave(at_once=True)
+            assert pool.pending == 1 and not pool.usable.idle
+            # While something is under way, all of a turn leaves together.
+            others = []
+            for number in range(1, 4):
+                others.append(relay.retrieve(b"get", KEYS[number : number + 1]))
+                relay.leave(at_once=True)
+            assert pool.pending == 1
+            assert await asyncio.gather(first, *others) == [told([key]) for key in KEYS[:4]]
+            assert lines == [(KEYS[0],), (*KEYS[1:4],)]
+
+            lines.clear()
+            several = []
+            for number in range(2):
+                several.append(relay.retrieve(b"get", KEYS[number : number + 1]))
+            relay.leave(at_once=False)
+            assert not pool.pending
+            several.append(relay.retrieve(b"get", KEYS[2:3]))
+            relay.leave(at_once=True)  # (it does not overtake those that wait already)
+            assert not pool.pending
+            assert await asyncio.gather(*several) == [told([key]) for key in KEYS[:3]]
+            assert lines == [tuple(KEYS[:3])]
+
+
+@pytest.mark.gen_test
+async def test_one_timeout_stands_for_all_requests_and_goes_when_there_are_none(memcached):
+    async with Behind(memcached.address, request_timeout=0.5) as behind:
+        await fill(behind.client, KEYS[:3])
+        await behind.get(KEYS[0])
+        register = behind.client._cluster.deadlines
+        armed = []
+        real = register._arm
+        register._arm = lambda moment: (armed.append(moment), real(moment))[1]
+        for _ in range(20):
+            await behind.get(KEYS[1])
+            assert register.armed
+        assert len(armed) < 5
+        await until(lambda: not register.armed)
+        assert not len(register)
+        assert await behind.get(KEYS[2]) == told(KEYS[2:3])
+        assert register.armed
+    assert not register.armed
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_was_closed_is_not_watched_again(memcached):
+    async with Behind(memcached.address) as behind:
+        await behind.get(KEYS[0])
+        asked = behind.get(KEYS[0])
+        behind.client.close()
+        with pytest.raises(ClientClosed):
+            await asked
+        assert not behind.client._cluster.deadlines.armed

@@ -192,7 +192,7 @@ class Connection:
     def send(self, slot: Slot) -> None:
         """Takes ``slot``: its bytes leave at once on an idle connection, else with the tick's."""
         slot.place = self
-        if self._outbox.must_close_batch(slot):
+        if self._outbox.batch is not None and self._outbox.must_close_batch(slot):
             self._close_batch()
         if self.bound is not None:
             self.bound.count(slot, 1)
@@ -380,7 +380,7 @@ class Connection:
             self._deadlines.leave(self)
         if self.bound is not None and self.idle:
             self._pool.reconsider()
-        if self.retiring or (self.settled and self._pool.has_idle_enough(self)):
+        if self.retiring or (self._pool.has_idle_enough(self) and self.settled):
             self.retire()
 
     def _let_go(self, slots: list[Slot]) -> None:

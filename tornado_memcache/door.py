@@ -51,7 +51,8 @@ class FrontDoor:
     context of a server that is spoken to over TLS alone; ``reader``, which
     makes what reads a client's bytes (a `.RequestReader` unless given);
     ``failed(request, error)``, which makes the reply of what the handler,
-    or what it gave, fails with.
+    or what it gave, fails with; ``begun(count)``, which is told each time the
+    handler has been given what came together, as so many requests.
 
     Out of descriptors it lets nobody in until somebody leaves, or for a
     second, and says so once a second at most.
@@ -67,9 +68,11 @@ class FrontDoor:
         ssl: tls.SSLContext | None = None,
         reader: Callable[[], Any] | None = None,
         failed: Callable[[Request, Exception], Reply] | None = None,
+        begun: Callable[[int], object] = bool,
     ) -> None:
         self.handler = handler
         self.failure = failed or _told
+        self.begun = begun
         self.max_clients = max_clients
         self.limits = limits or Limits()
         self.too_large = too_large

@@ -85,11 +85,42 @@ class Host(Structure):
     failure: Callable[[Request, Exception], Reply]
     limits: Limits
     loop: asyncio.AbstractEventLoop
+    #: Is told when what came together has been handed to the handler: of how many requests.
+    begun: Callable[[int], object]
     #: Where the bytes of whichever client is read at the moment are received.
     buffer: memoryview
 
     def came(self, guest: "Guest") -> None: ...
     def left(self, guest: "Guest") -> None: ...
+
+
+class Prompt(asyncio.Future):  # type: ignore[type-arg]
+    """A Future that may tell one at once, and not in the next turn of the loop, that it is done.
+
+    ``told(self, result)`` is called by whatever ends it, with None if that is no result.
+    """
+
+    __slots__ = ("told",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.told: Callable[[Any, Any], object] | None = None
+
+    def set_result(self, result: Any) -> None:
+        super().set_result(result)
+        if self.told is not None:
+            self.told(self, result)
+
+    def set_exception(self, error: Any) -> None:
+        super().set_exception(error)
+        if self.told is not None:
+            self.told(self, None)
+
+    def cancel(self, msg: Any = None) -> bool:
+        ended = super().cancel(msg)
+        if ended and self.told is not None:
+            self.told(self, None)
+        return ended
 
 
 class _Owed:
@@ -140,6 +171,8 @@ class Guest(asyncio.BufferedProtocol):
         #: How many requests the handler still has, or had; what they and their replies may weigh.
         self._waiting, self._weight, self._held = 0, 0, 0
         self._guess_at(FIRST_GUESS)
+        #: How many of them have not brought what they were asked for.
+        self._undone = 0
         self._stalled = self._paused = self._ended = self._lost = False
         self._scheduled = self._skipping = False
         self._heard_at = self._begun_at = self._stalled_at = host.loop.time()
@@ -199,17 +232,22 @@ class Guest(asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         """Begins what may be begun, writes what is answered, and reads on or does not."""
-        turn = 0
+        turn = count = 0
         while True:
-            if self._owed or self._encoding:
+            if self._encoding or len(self._owed) > self._undone:
                 self._send_answers()
-            if not self._asked or self._stalled or not self._may_begin():
+            if not self._asked or self._stalled or (self._waiting and not self._may_begin()):
                 break
             if turn >= TURN:
                 self._later()
                 break
-            while self._asked and turn < TURN and self._may_begin():
+            while True:
                 turn += self._begin(self._asked.popleft())
+                count += 1
+                if not self._asked or turn >= TURN or not self._may_begin():
+                    break
+        if count:
+            self._host.begun(count)
         self._read_on()
 
     def _may_begin(self) -> bool:
@@ -239,8 +277,12 @@ class Guest(asyncio.BufferedProtocol):
             answer = self._host.failure(one, error)
         weight = 0
         if answer.__class__ is not Reply:
-            answer = asyncio.ensure_future(answer)
-            answer.add_done_callback(self._answered, context=_nothing)
+            self._undone += 1
+            if isinstance(answer, Prompt) and not answer.done():
+                answer.told = self._answered_at_once
+            else:
+                answer = asyncio.ensure_future(answer)
+                answer.add_done_callback(self._answered, context=_nothing)
             weight = 1 + len(one.value) + len(one.keys) * self._guess
             self._waiting += 1
             self._weight += weight
@@ -257,15 +299,39 @@ class Guest(asyncio.BufferedProtocol):
         return request._replace(keys=keys), more
 
     def _answered(self, answer: "asyncio.Future[Any]") -> None:
-        if not self._owed:
-            return
-        first = self._owed[0].answer
-        blocked = isinstance(first, asyncio.Future) and not first.done()
-        if blocked or self._stalled:
-            self._hold(answer)
-        else:
+        self._undone -= 1
+        if self._has_its_turn(answer):
             # (all that came in the same segment is there by now: one write takes it)
             self._go_on()
+
+    def _answered_at_once(self, answer: Prompt, reply: Any) -> None:
+        """Writes the last answer that is due; others wait for those that come in this turn."""
+        self._undone -= 1
+        if self._undone or self._asked or self._stalled:
+            if self._has_its_turn(answer):
+                self._later()
+        elif (
+            reply.__class__ is bytes
+            and len(self._owed) == 1
+            and len(reply) <= WRITE_BYTES
+            and not (self._encoding or self._skipping)
+        ):
+            # The one request of a client, as most are: without a look at what else there may be.
+            self._write([reply])
+            self._answered_with(len(reply))
+            self._read_on()
+        elif self._has_its_turn(answer):
+            self._go_on()
+
+    def _has_its_turn(self, answer: "asyncio.Future[Any]") -> bool:
+        """Returns True if answers can be written now; else ``answer`` is one that has to wait."""
+        if not self._owed:
+            return False
+        first = self._owed[0].answer
+        if self._stalled or (isinstance(first, asyncio.Future) and not first.done()):
+            self._hold(answer)
+            return False
+        return True
 
     def _hold(self, answer: "asyncio.Future[Any]") -> None:
         """Counts an answer that has to wait; who brings far more than was thought is sent away."""

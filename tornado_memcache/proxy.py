@@ -49,7 +49,8 @@ class Proxy:
     tells of the process and its clients.
 
     All of them may be replaced at any time: what is under way ends where
-    it began.
+    it began. Whoever hands it requests calls `begun` behind those that came
+    together.
     """
 
     def __init__(
@@ -84,10 +85,13 @@ class Proxy:
     def use(self, pools: Mapping[bytes, Client]) -> None:
         """Has the next requests go to ``pools``."""
         self.pools = dict(pools)
-        relays = {client: Relay(client, self._failed_to_read) for client in pools.values()}
+        relays = {
+            client: Relay(client, self._failed_to_read, told=True) for client in pools.values()
+        }
         self._default = relays[pools[b""]]
         longest = sorted((prefix for prefix in pools if prefix), key=len, reverse=True)
         self._routes = [(prefix, relays[pools[prefix]]) for prefix in longest]
+        self._relays = list(relays.values())
 
     def __repr__(self) -> str:
         return f"<Proxy {len(self.pools)} pools, {sum(self.requests.values())} requests>"
@@ -106,6 +110,11 @@ class Proxy:
         self.requests[verb] += 1
         answer: Reply | Awaitable[Any] = ask(request)
         return answer
+
+    def begun(self, count: int) -> None:
+        """Has gets leave, at once if no other request came with one."""
+        for relay in self._relays:
+            relay.leave(at_once=count == 1)
 
     def failed(self, request: Request, error: Exception) -> Reply:
         """Returns what the client is told of ``error``.
@@ -197,7 +206,7 @@ class Proxy:
         return _all_of(self._asked_of_all(request._replace(noreply=False)))
 
     def _asked_of_all(self, request: Request) -> list[Awaitable[Any]]:
-        for relay in {self._default, *(relay for _, relay in self._routes)}:
+        for relay in self._relays:
             relay.flush()
         return [client._ask_all(request, _as_it_is, {}) for client in self._everybody()]
 

@@ -57,6 +57,7 @@ class ProxyServer:
             max_clients=of["max-clients"],
             limits=config.limits,
             failed=self.proxy.failed,
+            begun=self.proxy.begun,
         )
         self._page: HTTPServer | None = None
         self._begun = 0.0

@@ -18,25 +18,27 @@ from typing import Any
 from . import deadlines
 from .arguments import key_bytes
 from .client import Client
+from .deadlines import Deadlines
 from .errors import MemcacheError, ProtocolError
+from .guest import Prompt
 from .pool import Pool
-from .protocol import STREAMED_BLOCK, OwedReplies, Reply, Request, fail
+from .protocol import STREAMED_BLOCK, OwedReplies, Reply, Request, Slot, fail
 from .slots import RetrievalSlot
-from .text import KEYS_A_LINE, LINE_BYTES, headers
+from .text import KEYS_A_LINE, LINE_BYTES, headers, line_of
 
 #: For so many keys it is remembered which server has them.
 PLACES_KEPT = 20_000
 END = b"END\r\n"
 
 
-class Wanted:
-    """One request of a client: its keys, and the future of the bytes that answer it."""
+class Wanted(Prompt):
+    """One request of a client: its keys, and the bytes that answer it when they have come."""
 
-    __slots__ = ("keys", "future", "found", "missing", "error")
+    __slots__ = ("keys", "found", "missing", "error")
 
-    def __init__(self, keys: Sequence[bytes], future: "asyncio.Future[bytes]") -> None:
+    def __init__(self, keys: Sequence[bytes], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
         self.keys = keys
-        self.future = future
         #: Items by key, once there is more than one part.
         self.found: dict[bytes, bytes | None] | None = None
         self.missing = 0
@@ -45,14 +47,14 @@ class Wanted:
     def part_ended(self) -> None:
         """Answers the request with the last of its parts."""
         self.missing -= 1
-        if self.missing or self.future.done():
+        if self.missing or self.done():
             return
         if self.error is not None:
-            fail(self.future, self.error)
+            fail(self, self.error)
             return
         found = self.found or {}
         items = [found[key] for key in self.keys if found.get(key) is not None]
-        self.future.set_result(b"".join([*items, END]))  # type: ignore[list-item]
+        self.set_result(b"".join([*items, END]))  # type: ignore[list-item]
 
 
 class Line:
@@ -68,7 +70,7 @@ class Line:
         self.take_failure = take_failure
 
     def done(self) -> bool:
-        return all(wanted.future.done() for wanted, _ in self.shares)
+        return all(wanted.done() for wanted, _ in self.shares)
 
     def exception(self) -> None:
         return None
@@ -77,10 +79,9 @@ class Line:
         start = 0
         for wanted, count in self.shares:
             stop = start + count
-            future = wanted.future
             if wanted.found is None:  # (all that it wants stands here, in its order)
-                if not future.done():
-                    future.set_result(b"".join(filter(None, items[start:stop])) + END)
+                if not wanted.done():
+                    wanted.set_result(b"".join(filter(None, items[start:stop])) + END)
             else:
                 wanted.found.update(zip(islice(self.keys, start, stop), items[start:stop]))
                 wanted.part_ended()
@@ -92,33 +93,47 @@ class Line:
             if wanted.found is not None:
                 wanted.error = wanted.error or told
                 wanted.part_ended()
-            elif not wanted.future.done():
+            elif not wanted.done():
                 if told is None:
-                    wanted.future.set_result(END)
+                    wanted.set_result(END)
                 else:
-                    fail(wanted.future, told)
+                    fail(wanted, told)
 
 
 class RelaySlot(RetrievalSlot):
     """A slot whose items are the bytes that came, each from its VALUE to its last CRLF."""
 
-    __slots__ = ("_start",)
+    __slots__ = ("_start", "weight")
 
     waiter: Line | None
     items: list[bytes | None]  # type: ignore[assignment]
+    weight: int
 
-    @property
-    def weight(self) -> int:
-        return len(self.request.keys)
+    def __init__(self, request: Request, line: Line, deadline: float) -> None:
+        Slot.__init__(self, request, line, None, deadline)
+        self.weight = len(request.keys)
+        self.items = [None] * self.weight
+        self._index = 0
+
+    def abandoned(self) -> bool:
+        line = self.waiter
+        return line is None or (line.shares[0][0].done() and line.done())
+
+    def encode(self) -> list[bytes]:
+        # get <key>*\r\n
+        return [line_of([self.request.verb, *self.request.keys])]
 
     def read(self, data: bytes, position: int, protocol: OwedReplies) -> int:
         # VALUE <key> <flags> <bytes> [<cas unique>]\r\n<data block>\r\n ... END\r\n
         items, keys, size, find = self.items, self.request.keys, len(data), data.find
         limit, index, count = protocol.max_value_size, self._index, len(keys)
-        without_cas = not self._wants_cas()
+        without_cas = self.request.verb == b"get"
         while True:
             end = find(b"\r\n", position)
             if end < 0 or not data.startswith(b"VALUE ", position):
+                if data.startswith(END, position):
+                    self.reply = _WHOLE
+                    return end + 2
                 self._index = index
                 return self._read_line(data, position, protocol)
             # The next key of the request nearly always; else one of the others.
@@ -161,7 +176,7 @@ class RelaySlot(RetrievalSlot):
             waiter.set_result(self.items)
 
     def waiters_left(self) -> int:
-        return 0 if self.waiter is None else sum(not w.future.done() for w, _ in self.waiter.shares)
+        return 0 if self.waiter is None else sum(not w.done() for w, _ in self.waiter.shares)
 
 
 _WHOLE = Reply(b"END")
@@ -171,15 +186,25 @@ class Relay:
     """The gets and gets of one client's servers.
 
     ``take_failure(error)`` is told of each request that failed, or a part
-    of it; it returns the error that answers it, None for misses.
+    of it; it returns the error that answers it, None for misses. Lines
+    leave after this turn of the loop; one that is ``told`` by `leave` what
+    came alone has that leave at once.
     """
 
     def __init__(
-        self, client: Client, take_failure: Callable[[MemcacheError], MemcacheError | None]
+        self,
+        client: Client,
+        take_failure: Callable[[MemcacheError], MemcacheError | None],
+        *,
+        told: bool = False,
     ) -> None:
         self.client = client
         self._cluster = client._cluster
         self._take_failure = take_failure
+        self._told = told
+        self._scheduled = False
+        self._watched_by: Deadlines | None = None
+        self._last_deadline = 0.0
         self._lines: dict[tuple[bytes, Pool], Line] = {}
         self._places: dict[bytes, int] = {}
         self._ring: Any = None
@@ -198,10 +223,13 @@ class Relay:
         indexes: list[Any] = list(map(self._places.get, keys))
         if None in indexes:
             indexes = list(map(self._place, keys))
-        wanted = Wanted(keys, loop.create_future())
+        wanted = Wanted(keys, loop)
         if cluster.only is not None:
             self._add(verb, cluster.only, keys, wanted)
-            return wanted.future
+            return wanted
+        if len(keys) == 1 and not (pool := cluster.pools[indexes[0]]).health.dead:
+            self._add(verb, pool, keys, wanted)
+            return wanted
         parts: list[list[bytes]] = [[] for _ in cluster.servers]
         for key, index in zip(keys, indexes):
             parts[index].append(key)
@@ -212,7 +240,7 @@ class Relay:
             wanted.found = {}
         for pool, part in asked:
             self._add(verb, pool, part, wanted)
-        return wanted.future
+        return wanted
 
     def _place(self, key: bytes) -> int:
         """Checks a key that is new, and remembers which server it belongs to."""
@@ -250,15 +278,38 @@ class Relay:
             self._send(verb, pool, line)
             line = None
         if line is None:
-            if not self._lines:
-                loop = self._cluster.loop
-                assert loop is not None
-                loop.call_soon(self.flush, context=Context())
+            if not self._told:
+                self._schedule()
             line = self._lines[verb, pool] = Line(self._take_failure)
         line.keys += keys
         line.size += size
         line.shares.append((wanted, count))
         wanted.missing += 1
+
+    def leave(self, at_once: bool) -> None:
+        """Has what was gathered leave; ``at_once`` where the server has nothing else to do.
+
+        What has to wait leaves after this turn of the loop, with what comes until then.
+        """
+        if at_once and not self._scheduled:
+            for (verb, pool), line in list(self._lines.items()):
+                connection = pool.usable
+                if connection is not None and connection.idle:
+                    del self._lines[verb, pool]
+                    self._send(verb, pool, line)
+        if self._lines:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            loop = self._cluster.loop
+            assert loop is not None
+            loop.call_soon(self._flush_scheduled, context=Context())
+
+    def _flush_scheduled(self) -> None:
+        self._scheduled = False
+        self.flush()
 
     def flush(self) -> None:
         """Sends what was gathered: before a write, and after this turn of the loop."""
@@ -268,5 +319,29 @@ class Relay:
 
     def _send(self, verb: bytes, pool: Pool, line: Line) -> None:
         deadline = deadlines.clock() + self.client._settings.request_timeout
-        slot: Any = RelaySlot(Request(verb, tuple(line.keys)), line, None, deadline)
+        self._last_deadline = deadline
+        if self._watched_by is not self._cluster.deadlines:
+            self._be_watched()
+        slot: Any = RelaySlot(Request(verb, tuple(line.keys)), line, deadline)
         pool.submit(slot)
+
+    # -- a lane of deadlines: while there are requests, one timeout stands for all of them, and
+    # is not set and removed again for each
+
+    def _be_watched(self) -> None:
+        register = self._cluster.deadlines
+        if register is not None and not self._cluster.closed:
+            self._watched_by = register
+            register.watch(self, self._last_deadline)
+
+    def next_deadline(self) -> float:
+        return self._last_deadline
+
+    def catch_up(self) -> None:
+        """Nothing is owed here: its slots stand in the lanes of connections."""
+
+    def expire(self, now: float) -> None:
+        """Nothing was asked for as long as an answer may take."""
+        watched_by, self._watched_by = self._watched_by, None
+        if watched_by is not None:
+            watched_by.leave(self)

@@ -278,9 +278,11 @@ class RequestReader:
     def _read_line(self, line: bytes, asked: list[Request | Settled]) -> None:
         if line.endswith(b"\r") and len(line) > 1:
             line = line[:-1]
-        # memcached's line is a string of C: it ends at a NUL.
-        line = line.partition(b"\0")[0]
-        words = [word for word in line.split(b" ") if word]
+        if b"\0" in line:  # memcached's line is a string of C: it ends there.
+            line = line.partition(b"\0")[0]
+        words = line.split(b" ")
+        if b"" in words:
+            words = [word for word in words if word]
         shape = _LINES.get(words[0]) if words else None
         if shape is None:
             self._read_unknown(words, asked)
