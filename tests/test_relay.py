@@ -96,10 +96,10 @@ async def test_long_keys_leave_in_lines_of_bounded_length(memcached):
 async def test_what_is_asked_in_one_turn_leaves_as_one_line():
     lines = []
     async with EmbeddedServer() as server, Behind(server.address) as behind:
-        real = server._door.handler
-        server._door.handler = lambda request: (lines.append(request.keys), real(request))[1]
         await fill(behind.client, KEYS[:60])
-        lines.clear()
+        (pool,) = behind.client._cluster.pools
+        real = pool.submit
+        pool.submit = lambda slot: (lines.append(slot.request.keys), real(slot))
         asked = [behind.get(*KEYS[n : n + 3]) for n in range(0, 60, 3)] + [behind.get(KEYS[0])]
         assert await asyncio.gather(*asked) == [
             *(told(KEYS[n : n + 3]) for n in range(0, 60, 3)), told(KEYS[:1]),
