@@ -59,7 +59,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("connector", "foreground", "workers"),
     ("computations",),
     ("connection", "guest", "memcache_outcomes"),
-    ("door",),
+    ("door", "bounds"),
     ("server",),
     ("choice", "server_command"),
     ("growth",),

@@ -4,6 +4,7 @@ That its answers are memcached's own is shown in `test_oracle.py`.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import re
@@ -13,7 +14,7 @@ import tracemalloc
 import pytest
 
 from tornado_memcache import AuthenticationError, Client, InvalidRequest
-from tornado_memcache.guest import Guest
+from tornado_memcache.guest import Guest, Limits
 from tornado_memcache.protocol import Reply, Request
 from tornado_memcache.server import EmbeddedServer
 from tornado_memcache.store import Store
@@ -191,6 +192,47 @@ async def test_over_tls_alone(tmp_path):
         writer.write(b"version\r\n")
         assert b"VERSION" not in await reader.read()
         await leave(writer)
+
+
+@pytest.mark.gen_test
+async def test_a_byte_now_and_then_is_no_request():
+    async with EmbeddedServer(limits=Limits(receive_timeout=0.3)) as server:
+        reader, writer = await connect(server)
+        gone = asyncio.ensure_future(reader.read())
+        for _ in range(1000):
+            writer.write(b"x")
+            if (await asyncio.wait([gone], timeout=0.02))[0]:
+                break
+        assert gone.done(), server
+        with contextlib.suppress(ConnectionResetError):
+            assert await gone == b""
+        await leave(writer)
+
+
+@pytest.mark.gen_test
+async def test_who_does_not_take_replies_is_sent_away():
+    async with EmbeddedServer(limits=Limits(write_timeout=0.3)) as server:
+        await exchange(server, store(b"a", b"x" * 1_000_000))
+        reader, writer = await connect(server)
+        writer.transport.pause_reading()
+        writer.write(b"get a\r\n" * 100)
+        await until(lambda: server.store.counts["cmd_get"])
+        await until(lambda: " 0 clients" in repr(server))
+        await leave(writer)
+
+
+@pytest.mark.parametrize(
+    "limits, error, told",
+    [
+        (30, TypeError, "limits must be a Limits"),
+        (Limits(0), InvalidRequest, "under_way must be from 1"),
+        (Limits(receive_timeout=-1), InvalidRequest, "receive_timeout must be"),
+        (Limits(idle_timeout="1"), TypeError, "idle_timeout must be"),
+    ],
+)
+def test_limits_that_cannot_be(limits, error, told):
+    with pytest.raises(error, match=told):
+        EmbeddedServer(limits=limits)
 
 
 @pytest.mark.gen_test

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import re
 import signal
 import socket
@@ -12,9 +13,11 @@ import pytest
 
 from tornado_memcache import Client
 from tornado_memcache.cli import main
-from tornado_memcache.server_command import size
+from tornado_memcache.guest import Limits
+from tornado_memcache.server_command import _server, add_arguments, size
 
 from .certificates import issued, trusting
+from .proxied import config_of
 
 
 @pytest.fixture
@@ -104,6 +107,30 @@ def test_limits_are_those_of_the_flags(serve):
     assert answer == b"STORED\r\n" * 3 + b"VALUE b 0 1\r\nx\r\nVALUE c 0 1\r\nx\r\nEND\r\n"
 
 
+@pytest.mark.parametrize(
+    "flag, sent", [("--receive-timeout", b"set a 0 0 100\r\nx"), ("--idle-timeout", b"")]
+)
+def test_who_keeps_it_waiting_is_sent_away(serve, flag, sent):
+    _, address = serve("--port", "0", flag, "0.3")
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as peer:
+        peer.sendall(sent)
+        with contextlib.suppress(ConnectionResetError):
+            assert peer.recv(1) == b""
+
+
+def test_limits_of_clients_are_the_proxys_unless_told_otherwise():
+    def limits(*flags):
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        return _server(parser.parse_args(flags)).limits
+
+    assert limits() == Limits(16 << 20, 30.0, 60.0, None) == config_of("--server=h").limits
+    flags = ["--max-client-bytes=9", "--receive-timeout=0", "--write-timeout=2", "--idle-timeout=3"]
+    assert limits(*flags) == Limits(9, None, 2.0, 3.0)
+    assert limits(*flags) == config_of("--server=h", *flags).limits
+
+
 def test_only_who_says_a_line_of_the_file_comes_in(serve, tmp_path):
     file = tmp_path / "users"
     file.write_text("alice:secret\n")
@@ -140,6 +167,10 @@ def test_tls(serve, tmp_path):
         (["--max-item-size", "0"], "'0' is no size"),
         (["--max-items", "0"], "max_items must be from 1"),
         (["--max-clients", "0"], "max_clients must be from 1"),
+        (["--max-client-bytes", "0"], "--max-client-bytes must be from 1"),
+        (["--receive-timeout", "soon"], "--receive-timeout must be a number of seconds"),
+        (["--write-timeout=-1"], "--write-timeout must be a finite number of seconds"),
+        (["--idle-timeout", "inf"], "--idle-timeout must be a finite number of seconds"),
         (["--unix", ""], "--unix must be a path"),
         (["--unix", "x" * 108], "--unix must be a path"),
         (["--unix-mode", "999"], "'999' is no access mode"),

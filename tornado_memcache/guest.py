@@ -18,6 +18,7 @@ from contextvars import Context
 from typing import Any, NamedTuple, cast
 from typing import Protocol as Structure
 
+from .arguments import check_integer, check_seconds
 from .errors import ClientError, InvalidRequest, MemcacheError, ReplyError
 from .protocol import Reply, Request
 from .text_server import Settled, encode_reply
@@ -58,6 +59,16 @@ class Limits(NamedTuple):
     receive_timeout: float | None = None
     write_timeout: float | None = None
     idle_timeout: float | None = None
+
+    def checked(self) -> "Limits":
+        """Returns the limits, with every value checked.
+
+        Raises `TypeError` and `.InvalidRequest`, which name the limit.
+        """
+        under_way = check_integer("under_way", self.under_way, 1, 1 << 50)
+        lengths = zip(self._fields[1:], self[1:], strict=True)
+        checked = (None if length is None else check_seconds(n, length) for n, length in lengths)
+        return Limits(under_way, *checked)
 
 
 def failure(error: Exception) -> Reply:

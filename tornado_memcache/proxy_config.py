@@ -14,24 +14,17 @@ import configparser
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .address import MAX_PATH
-from .arguments import check_integer, check_seconds, key_bytes
+from .arguments import key_bytes
+from .bounds import OF_CLIENT, Setting, limits_of, seconds, whole
 from .client import Client
 from .errors import InvalidRequest, shown
 from .foreground import checked_host
 from .guest import Limits
-
-
-class Setting(NamedTuple):
-    """How a setting is read from its text, and what ``--help`` says of it."""
-
-    read: Callable[[str, str], Any]
-    does: str
-    default: Any = None
 
 
 class Given(NamedTuple):
@@ -47,27 +40,6 @@ def _text(where: str, text: str) -> str:
     return text
 
 
-def _whole(lowest: int, highest: int = 1 << 31) -> Callable[[str, str], int]:
-    def read(where: str, text: str) -> int:
-        if not text.isascii() or not text.isdigit():
-            raise InvalidRequest(f"{where} must be a whole number, not {shown(text)}")
-        return check_integer(where, int(text), lowest, highest)
-
-    return read
-
-
-def _seconds(where: str, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise InvalidRequest(f"{where} must be a number of seconds, not {shown(text)}") from None
-    return check_seconds(where, seconds)
-
-
-def _seconds_or_never(where: str, text: str) -> float | None:
-    return None if text == "0" else _seconds(where, text)
-
-
 def _flag(where: str, text: str) -> bool:
     if text.lower() not in configparser.ConfigParser.BOOLEAN_STATES:
         raise InvalidRequest(f"{where} must be yes or no, not {shown(text)}")
@@ -80,7 +52,7 @@ def _servers(where: str, text: str) -> list[Any]:
     for word in text.split():
         server, comma, weight = word.partition(",")
         servers.append(
-            (server, _whole(1, 1 << 16)(f"{where}: the weight", weight)) if comma else server
+            (server, whole(1, 1 << 16)(f"{where}: the weight", weight)) if comma else server
         )
     if not servers:
         raise InvalidRequest(f"{where} names no server")
@@ -122,18 +94,12 @@ OF_PROXY = {
                       "127.0.0.1:11311"),
     "allow-public": Setting(_flag, "listen where other machines can reach it", False),
     "admin": Setting(_text, "address of a page of JSON, as 127.0.0.1:11312 (none)"),
-    "processes": Setting(_whole(1, 256), "how many share the port (1)", 1),
+    "processes": Setting(whole(1, 256), "how many share the port (1)", 1),
     "errors": Setting(_flag, "SERVER_ERROR instead of a miss where no server answers", False),
     "allow-all-commands": Setting(_flag, "let through flush_all, verbosity, stats reset", False),
-    "max-clients": Setting(_whole(1, 1_000_000), "clients at once, of each process (1024)", 1024),
-    "max-client-bytes": Setting(_whole(1), "bytes under way for one client (16777216)",
-                                Limits().under_way),
-    "receive-timeout": Setting(_seconds_or_never, "seconds for a request to be whole (30; 0: any)",
-                               30.0),
-    "write-timeout": Setting(_seconds_or_never, "seconds for replies to be taken (60; 0: any)",
-                             60.0),
-    "idle-timeout": Setting(_seconds_or_never, "seconds without a request (0: any)"),
-    "drain-timeout": Setting(_seconds, "seconds for what is under way at the end (10)", 10.0),
+    "max-clients": Setting(whole(1, 1_000_000), "clients at once, of each process (1024)", 1024),
+    **OF_CLIENT,
+    "drain-timeout": Setting(seconds, "seconds for what is under way at the end (10)", 10.0),
 }  # fmt: skip
 #: The settings of one pool: those of `.Client`, with dashes.
 OF_POOL = {
@@ -142,13 +108,13 @@ OF_POOL = {
     "ring": Setting(_text, "modulo, ketama, ketama_weighted or rendezvous (modulo)"),
     "on-dead": Setting(_text, "fail, rehash, miss or gutter (fail)"),
     "gutter": Setting(_servers, "servers that take the keys of a dead one"),
-    "gutter-exptime": Setting(_whole(1), "seconds that they keep them (10)"),
-    "connect-timeout": Setting(_seconds, "seconds (0.5)"),
-    "request-timeout": Setting(_seconds, "seconds (1)"),
-    "dead-retry": Setting(_seconds, "seconds between tries of a dead server (30)"),
-    "silences-until-dead": Setting(_whole(1), "timeouts in a row (3)"),
-    "max-connections": Setting(_whole(1), "connections to each server (4)"),
-    "max-value-size": Setting(_whole(1), "bytes (1048576)"),
+    "gutter-exptime": Setting(whole(1), "seconds that they keep them (10)"),
+    "connect-timeout": Setting(seconds, "seconds (0.5)"),
+    "request-timeout": Setting(seconds, "seconds (1)"),
+    "dead-retry": Setting(seconds, "seconds between tries of a dead server (30)"),
+    "silences-until-dead": Setting(whole(1), "timeouts in a row (3)"),
+    "max-connections": Setting(whole(1), "connections to each server (4)"),
+    "max-value-size": Setting(whole(1), "bytes (1048576)"),
     "tls": Setting(_flag, "speak TLS to the servers, by the system's authorities"),
     "tls-ca": Setting(_authority, "speak TLS, by the authorities of this file"),
     "auth-file": Setting(_credentials, "a file with username:password for the servers"),
@@ -168,9 +134,7 @@ class Config(NamedTuple):
 
     @property
     def limits(self) -> Limits:
-        of = self.proxy
-        lengths = of["receive-timeout"], of["write-timeout"], of["idle-timeout"]
-        return Limits(of["max-client-bytes"], *lengths)
+        return limits_of(self.proxy)
 
     @property
     def listen(self) -> str | tuple[str, int]:
@@ -353,7 +317,7 @@ def _address(where: str, text: str, allow_public: bool, otherwise: str) -> str |
     host, colon, port = text.rpartition(":")
     if not colon:
         raise InvalidRequest(f"{where} must be host:port or unix:/path, not {shown(text)}")
-    number = _whole(0, 65535)(f"{where}: the port", port)
+    number = whole(0, 65535)(f"{where}: the port", port)
     return checked_host(where, host.strip("[]"), allow_public, otherwise), number
 
 

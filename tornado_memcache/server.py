@@ -17,6 +17,7 @@ from typing import Any
 from .arguments import check_callable, check_integer
 from .door import FrontDoor, listen_on
 from .errors import InvalidRequest
+from .guest import Limits
 from .items import MAX_BYTES, MAX_ITEM_SIZE
 from .logins import LoginReader, Logins
 from .store import Store
@@ -41,6 +42,15 @@ def checked_server_context(wanted: Any) -> tls.SSLContext | None:
     if wanted.protocol is tls.PROTOCOL_TLS_CLIENT:
         raise InvalidRequest("ssl is a client's context: make a server's one for the server")
     return wanted
+
+
+def _checked_limits(wanted: Any) -> Limits:
+    """Returns the limits for ``limits=``, those that bound no time for None."""
+    if wanted is None:
+        return Limits()
+    if not isinstance(wanted, Limits):
+        raise TypeError(f"limits must be a Limits, not {type(wanted).__name__}")
+    return wanted.checked()
 
 
 class EmbeddedServer:
@@ -68,7 +78,10 @@ class EmbeddedServer:
 
     Who may come: ``max_clients`` at a time (``-c``), and with ``users``, a
     dict of username to password or `.Logins`, only who says one of them
-    first (``-Y``).
+    first (``-Y``). ``limits``, a `.Limits`, bounds what each of them may
+    have under way, and in which time a request has to be whole, replies
+    have to be taken and the next request has to come; without it a client
+    may take as long as it likes.
 
     ``cluster``, None or ``(version, ["host|ip|port", ...])``, may be set at
     any time: what ``config get cluster`` answers, as the configuration
@@ -94,16 +107,17 @@ class EmbeddedServer:
         max_items: int | None = None,
         max_clients: int = 1024,
         users: Logins | Mapping[str, str] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.port = check_integer("port", port, 0, 65535)
         for name, given in (("host", host), ("path", path)):
             if not isinstance(given, str) and (name, given) != ("path", None):
                 raise TypeError(f"{name} must be a str, not {type(given).__name__}")
-        self.host = host
-        self.path = path
+        self.host, self.path = host, path
         self.mode = check_integer("mode", mode, 0, 0o777)
         self.max_clients = check_integer("max_clients", max_clients, 1, _MOST)
         self.logins = users if users is None or isinstance(users, Logins) else Logins(users)
+        self.limits = _checked_limits(limits)
         clock = _steady_clock() if clock is None else clock
         check_callable("clock", clock)
         if max_items is not None:
@@ -160,6 +174,7 @@ class EmbeddedServer:
             self._handler,
             too_large=self.store.too_large,
             max_clients=self.max_clients,
+            limits=self.limits,
             ssl=self._ssl,
             reader=self._reader,
         )
@@ -246,5 +261,5 @@ class EmbeddedServer:
             "num_threads": 1,
             "auth_enabled_ascii": "no" if self.logins is None else "yes",
             "ssl_enabled": "no" if self._ssl is None else "yes",
-            "idle_timeout": 0,
+            "idle_timeout": int(self.limits.idle_timeout or 0),
         }

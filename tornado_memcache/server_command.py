@@ -10,8 +10,10 @@ import logging
 import ssl
 
 from .address import MAX_PATH
+from .bounds import OF_CLIENT, limits_of
 from .errors import InvalidRequest
 from .foreground import checked_host, in_foreground
+from .guest import Limits
 from .logins import Logins, parse_logins
 from .server import EmbeddedServer
 
@@ -63,6 +65,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument(
         "--auth-file", metavar="FILE", help="only those of its lines username:password"
     )
+    may = parser.add_argument_group("what each of them may do")
+    for name, setting in OF_CLIENT.items():
+        may.add_argument(f"--{name}", help=setting.does)
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    """Returns the limits of each client. Raises `.InvalidRequest`, which names the flag."""
+    values = {}
+    for name, setting in OF_CLIENT.items():
+        text: str | None = getattr(arguments, name.replace("-", "_"))
+        values[name] = setting.default if text is None else setting.read(f"--{name}", text)
+    return limits_of(values)
 
 
 def _content(flag: str, path: str) -> bytes:
@@ -123,6 +137,7 @@ def _server(arguments: argparse.Namespace) -> EmbeddedServer:
         max_item_size=arguments.max_item_size,
         max_items=arguments.max_items,
         max_clients=arguments.max_clients,
+        limits=_limits(arguments),
         users=_logins(arguments.auth_file),
     )
 
