@@ -10,6 +10,7 @@ import socket
 
 import pytest
 
+from tornado_memcache.door import SocketFile, listen_on
 from tornado_memcache.guest import Limits
 from tornado_memcache.protocol import Reply
 
@@ -215,3 +216,63 @@ async def test_a_byte_now_and_then_is_no_request():
             await asyncio.sleep(0.02)
         assert server.door.sent_away == {"half a request came, and no more": 1}
         await leave(writer)
+
+
+def test_a_unix_socket_that_somebody_listens_on_is_not_taken_away(tmp_path):
+    path = str(tmp_path / "socket")
+    with listen_on(socket.AF_UNIX, path), socket.socket(socket.AF_UNIX) as peer:
+        with pytest.raises(OSError, match="already in use: a server listens there") as caught:
+            listen_on(socket.AF_UNIX, path)
+        assert (caught.value.errno, caught.value.filename) == (errno.EADDRINUSE, path)
+        peer.connect(path)
+
+
+def test_nor_one_with_many_who_wait_to_be_let_in(tmp_path):
+    path = str(tmp_path / "socket")
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(socket.socket(socket.AF_UNIX))
+        other.bind(path)
+        other.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                peer = stack.enter_context(socket.socket(socket.AF_UNIX))
+                peer.setblocking(False)
+                peer.connect(path)
+        with pytest.raises(OSError, match="a server listens there"):
+            listen_on(socket.AF_UNIX, path)
+        assert os.path.exists(path)
+
+
+def test_nor_what_is_no_socket_that_we_could_ask(tmp_path):
+    file, datagrams = tmp_path / "file", tmp_path / "datagrams"
+    file.write_text("mine")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(datagrams))
+        for path in (file, datagrams):
+            with pytest.raises(OSError):
+                listen_on(socket.AF_UNIX, str(path))
+            assert path.exists()
+
+
+def test_a_unix_socket_that_was_left_behind_is_taken_away(tmp_path):
+    path = str(tmp_path / "socket")
+    listen_on(socket.AF_UNIX, path).close()
+    assert os.path.exists(path)
+    with listen_on(socket.AF_UNIX, path) as listening:
+        file = SocketFile(listening)
+        assert path in repr(file)
+        file.unlink()
+        assert not os.path.exists(path)
+        file.unlink()
+
+
+def test_a_path_that_has_become_anothers_stays(tmp_path):
+    path = str(tmp_path / "socket")
+    with listen_on(socket.AF_UNIX, path) as listening:
+        file = SocketFile(listening)
+        os.unlink(path)
+        with listen_on(socket.AF_UNIX, path):
+            file.unlink()
+            assert os.path.exists(path)
+            file.unlink()
+            assert os.path.exists(path)

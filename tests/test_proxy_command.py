@@ -114,6 +114,20 @@ def test_an_address_that_is_not_to_be_had_is_named(flags):
     assert f": cannot listen on 127.0.0.1 port {port}: Address already in use" in ended.stderr
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_unix_socket_that_is_taken_is_left_alone(tmp_path, processes):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as peer:
+        other.bind(path)
+        other.listen()
+        line = [sys.executable, "-m", "tornado_memcache", "proxy", "--server=h"]
+        line += [f"--listen=unix:{path}", f"--processes={processes}"]
+        ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 1 and ended.stderr.count("\n") == 1
+        assert f": cannot listen on {path}: Address already in use" in ended.stderr
+        peer.connect(path)
+
+
 @pytest.mark.skipif(
     MEMCCAPABLE is None, reason="no memccapable: apt-get install libmemcached-tools"
 )

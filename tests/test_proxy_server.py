@@ -43,6 +43,45 @@ async def test_an_address_that_is_taken(memcached):
 
 
 @pytest.mark.gen_test
+async def test_a_unix_socket_that_is_taken_stays_whose_it_is(memcached, tmp_path):
+    flags = *behind(memcached), f"--listen=unix:{tmp_path / 'proxy'}"
+    async with proxied(*flags) as first:
+        with pytest.raises(OSError, match="proxy: Address already in use: a server listens there"):
+            async with proxied(*flags):
+                pass
+        async with Client([first.address]) as client:
+            assert await client.get("a") is None
+        (tmp_path / "proxy").unlink()
+        async with proxied(*flags) as second:
+            await first.close()
+            async with Client([second.address]) as client:
+                assert await client.get("a") is None
+    assert not (tmp_path / "proxy").exists()
+
+
+@pytest.mark.gen_test
+async def test_a_unix_socket_is_free_for_the_next_proxy_while_one_drains(
+    start_memcached, troubles, tmp_path
+):
+    memcached = start_memcached()
+    flags = *behind(memcached), f"--listen=unix:{tmp_path / 'proxy'}", "--request-timeout=10"
+    async with proxied(*flags) as first:
+        await asked(first, b"set a 0 0 1\r\n1\r\n")
+        reader, writer = await connected(first)
+        memcached.stop()
+        writer.write(b"get a\r\n")
+        await until(lambda: first.proxy.requests[b"get"])
+        draining = asyncio.ensure_future(first.drain())
+        await until(lambda: not first.door.listening)
+        assert not (tmp_path / "proxy").exists()
+        async with proxied(*flags) as second:
+            memcached.resume()
+            assert await draining is True and await reader.read() == ITEM % b"1"
+            assert await asked(second, b"get a\r\n") == ITEM % b"1"
+        await leave(writer)
+
+
+@pytest.mark.gen_test
 async def test_the_page_tells_what_stats_tell(memcached):
     port = free_port()
     async with proxied(*behind(memcached), f"--admin=127.0.0.1:{port}") as server:

@@ -176,6 +176,34 @@ async def test_a_unix_socket(tmp_path):
 
 
 @pytest.mark.gen_test
+async def test_a_second_server_does_not_take_the_unix_socket_of_the_first(tmp_path):
+    path = str(tmp_path / "socket")
+    async with EmbeddedServer(path=path) as server:
+        second = EmbeddedServer(path=path)
+        with pytest.raises(OSError, match="in use"):
+            second.start()
+        await second.close()
+        assert await exchange(server, b"version\r\n") == b"VERSION 1.6.18\r\n"
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("end", ["stop", "close", "drain"])
+async def test_a_unix_socket_that_has_become_anothers_stays(tmp_path, end):
+    path = str(tmp_path / "socket")
+    first = EmbeddedServer(path=path)
+    first.start()
+    os.unlink(path)
+    async with EmbeddedServer(path=path) as second:
+        if end == "drain":
+            assert await first.drain(5.0)
+        elif end == "stop":
+            first.stop()
+        await first.close()
+        assert await exchange(second, b"version\r\n") == b"VERSION 1.6.18\r\n"
+    assert not os.path.exists(path)
+
+
+@pytest.mark.gen_test
 async def test_who_can_open_a_unix_socket_may_be_said(tmp_path):
     path = str(tmp_path / "socket")
     async with EmbeddedServer(path=path, mode=0o660):

@@ -92,6 +92,17 @@ def test_a_unix_socket(serve, tmp_path):
     assert process.wait(30) == 0 and not path.exists()
 
 
+def test_a_unix_socket_that_is_taken_is_status_1(serve, tmp_path):
+    path = str(tmp_path / "socket")
+    serve("--unix", path)
+    status, said = refused("--unix", path)
+    assert status == 1 and f"cannot listen on {path}: Address already in use" in said
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(path)
+        peer.sendall(b"mn\r\n")
+        assert peer.recv(100) == b"MN\r\n"
+
+
 def test_limits_are_those_of_the_flags(serve):
     _, address = serve(
         "--port", "0", "--memory", "2m", "--max-item-size", "4k", "--max-items", "2",

@@ -10,6 +10,7 @@ answers it.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -82,6 +83,7 @@ class FrontDoor:
         self._reader = reader or (lambda: RequestReader(self._is_too_large))
         self._ssl = ssl
         self._sockets: list[socket.socket] = []
+        self._files: list[SocketFile] = []
         self._guests: set[Guest] = set()
         #: Those who are still shaking hands.
         self._greeting: dict[asyncio.Task[Any], socket.socket] = {}
@@ -122,11 +124,16 @@ class FrontDoor:
 
     # -- letting in
 
-    def add_socket(self, listening: socket.socket) -> None:
-        """Accepts clients from ``listening`` on the loop that runs, until `stop`."""
+    def add_socket(self, listening: socket.socket, file: "SocketFile | None" = None) -> None:
+        """Accepts clients from ``listening`` on the loop that runs, until `stop`.
+
+        ``file`` is its path, if it is to be taken away then.
+        """
         self._io_loop = IOLoop.current()
         self.loop = asyncio.get_running_loop()
         self._sockets.append(listening)
+        if file is not None:
+            self._files.append(file)
         # What clients bring about belongs to nobody's context.
         Context().run(self._open)
         self._look_after()
@@ -227,6 +234,9 @@ class FrontDoor:
     # -- its end
 
     def _shut(self) -> None:
+        for file in self._files:
+            file.unlink()
+        self._files.clear()
         for listening in self._sockets:
             if self._paused is None:
                 self._io_loop.remove_handler(listening)
@@ -285,19 +295,66 @@ def _told(request: Request, error: Exception) -> Reply:
     return failure(error)
 
 
+class SocketFile:
+    """The path of ``listening``, a unix socket, to be taken away while it is still its own.
+
+    Whoever took the path away, and perhaps put something else there, has it.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._path: str = listening.getsockname()
+        self._own = _identity(self._path)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._path}>"
+
+    def unlink(self) -> None:
+        """Takes the path away. Before the socket is closed: until then no other has its inode."""
+        if self._own is not None and _identity(self._path) == self._own:
+            os.unlink(self._path)
+        self._own = None
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _take_away_if_left_behind(path: str) -> None:
+    """Unlinks a unix socket that nobody listens on. Raises `OSError` if somebody does."""
+    if not (os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode)):
+        return
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.setblocking(False)
+        try:
+            peer.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # (it is listened on, and many wait to be let in)
+    told = f"{os.strerror(errno.EADDRINUSE)}: a server listens there"
+    raise OSError(errno.EADDRINUSE, told, path)
+
+
 def listen_on(
     family: socket.AddressFamily, address: str | tuple[str, int], *, shared: bool = False
 ) -> socket.socket:
     """Returns a socket that listens. One that cannot is closed, which Tornado's own is not.
 
-    With ``shared`` other processes may listen on the same port.
+    With ``shared`` other processes may listen on the same port. A unix socket
+    that a server left behind which was killed is taken away; one that
+    somebody listens on is not: `OSError` (``EADDRINUSE``), as for a port.
     """
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setblocking(False)
         if isinstance(address, str):
-            if os.path.exists(address) and stat.S_ISSOCK(os.stat(address).st_mode):
-                os.unlink(address)  # (left behind by a server that was killed)
+            _take_away_if_left_behind(address)
             listening.bind(address)
             os.chmod(address, 0o600)
         else:

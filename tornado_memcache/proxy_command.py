@@ -8,11 +8,11 @@ import argparse
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable
 
+from .door import SocketFile
 from .errors import InvalidRequest
 from .foreground import in_foreground, log_to_stderr
 from .proxy_config import Config, add_arguments, from_arguments
@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run_several(config: Config, again: Callable[[], Config]) -> int:
     # Bound here before any other is begun: it is to be had, and port 0 is one port for all.
     with _bound(config) as bound:
+        file = SocketFile(bound) if isinstance(config.listen, str) else None
         if not isinstance(config.listen, str):
             config.proxy["listen"] = config.listen[0], bound.getsockname()[1]
         current = config
@@ -69,8 +70,8 @@ def _run_several(config: Config, again: Callable[[], Config]) -> int:
         try:
             return workers.run()
         finally:
-            if isinstance(config.listen, str):
-                os.unlink(config.listen)
+            if file is not None:
+                file.unlink()
 
 
 def _bound(config: Config) -> socket.socket:

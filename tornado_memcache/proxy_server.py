@@ -17,7 +17,7 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
 from .client import Client
-from .door import FrontDoor, listen_on
+from .door import FrontDoor, SocketFile, listen_on
 from .proxy import Proxy
 from .proxy_config import FIXED, Config
 
@@ -76,8 +76,11 @@ class ProxyServer:
 
     def start(self) -> None:
         """Binds the addresses and serves on the current loop."""
-        listening = self._listening or listening_socket(self.config)
-        self.door.add_socket(listening)
+        listening, file = self._listening, None
+        if listening is None:
+            listening = listening_socket(self.config)
+            file = SocketFile(listening) if isinstance(self.config.listen, str) else None
+        self.door.add_socket(listening, file)
         self._begun = time.monotonic()
         admin = self.config.proxy["admin"]
         if admin is not None:
@@ -142,11 +145,6 @@ class ProxyServer:
         for client in [*self._pools.values(), *self._leaving]:
             client.close()
         self._leaving = {}
-        if isinstance(self.config.listen, str) and self._listening is None:
-            try:
-                os.unlink(self.config.listen)
-            except FileNotFoundError:
-                pass
 
     async def __aenter__(self) -> "ProxyServer":
         self.start()

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from .arguments import check_callable, check_integer
-from .door import FrontDoor, listen_on
+from .door import FrontDoor, SocketFile, listen_on
 from .errors import InvalidRequest
 from .guest import Limits
 from .items import MAX_BYTES, MAX_ITEM_SIZE
@@ -163,8 +163,10 @@ class EmbeddedServer:
         """Binds the address and serves on the current loop until `stop`."""
         if self._door is not None:
             raise RuntimeError("the server is running")
+        file: SocketFile | None = None
         if self.path is not None:
             listening = listen_on(socket.AF_UNIX, self.path)
+            file = SocketFile(listening)
             os.chmod(self.path, self.mode)
         else:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -178,7 +180,7 @@ class EmbeddedServer:
             ssl=self._ssl,
             reader=self._reader,
         )
-        door.add_socket(listening)
+        door.add_socket(listening, file)
         self._door, self._started = door, self._clock()
 
     def _reader(self) -> RequestReader:
@@ -192,7 +194,6 @@ class EmbeddedServer:
         door, self._door = self._door, None
         if door is not None:
             door.stop()
-            self._unlink()
 
     async def close(self) -> None:
         """Stops, and returns when no task of the server is left."""
@@ -210,7 +211,6 @@ class EmbeddedServer:
         door, self._door = self._door, None
         if door is None:
             return True
-        self._unlink()
         return await door.drain(timeout)
 
     async def __aenter__(self) -> "EmbeddedServer":
@@ -224,13 +224,6 @@ class EmbeddedServer:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
-
-    def _unlink(self) -> None:
-        if self.path is not None:
-            try:
-                os.unlink(self.path)
-            except FileNotFoundError:
-                pass
 
     def _facts(self) -> dict[str, object]:
         door, now, logins = self._door, self._clock(), self.logins
