@@ -128,6 +128,17 @@ def test_a_unix_socket_that_is_taken_is_left_alone(tmp_path, processes):
         peer.connect(path)
 
 
+def test_the_log_names_the_setting_that_is_missing(started, start_memcached, tmp_path):
+    users = tmp_path / "users"
+    users.write_text("me:secret\n")
+    memcached = start_memcached(["-Y", str(users)], login=b"me secret")
+    proxy = started("--listen=127.0.0.1:0", f"--server={memcached.address}")
+    ask(proxy.address(), b"set a 0 0 1\r\n1\r\n")
+    proxy.said("the server demands authentication: give auth-file (")
+    assert "username=" not in proxy.log
+    assert proxy.end() == 0
+
+
 @pytest.mark.skipif(
     MEMCCAPABLE is None, reason="no memccapable: apt-get install libmemcached-tools"
 )

@@ -1,11 +1,14 @@
 """tornado_memcache.proxy_config: flags and files, right and wrong."""
 
 import re
+import ssl
 
 import pytest
 
 from tornado_memcache.errors import InvalidRequest
-from tornado_memcache.proxy_config import OF_POOL, OF_PROXY
+from tornado_memcache.protocol import Unauthenticated
+from tornado_memcache.proxy_config import OF_POOL, OF_PROXY, in_flags
+from tornado_memcache.tls import handshake_failure, loss
 
 from .certificates import authority
 from .proxied import config_of
@@ -91,6 +94,8 @@ def test_flags_with_everything(files):
         (["--server=h:x"], "--server: server 'h:...'.* port must be from 1 to 65535"),
         (["--server=h,x"], "--server: the weight must be a whole number, not 'x'"),
         (["--server=h", "--server=h"], "--server: server h:11211 is listed twice"),
+        (["--server=h", "--server=h"], r"listed twice; use a weight: h:11211,2$"),
+        (["--server=h", "--ring=x"], r"--ring: ring 'x' is not one of [a-z_, ]+$"),
         (["--server=h", "--listen=h"], "--listen must be host:port or unix:/path, not 'h'"),
         (["--server=h", "--listen=127.0.0.1:x"], "--listen: the port must be a whole number"),
         (["--server=h", "--listen=127.0.0.1:99999"], "--listen: the port must be from 0 to 65535"),
@@ -187,3 +192,15 @@ def test_a_file_may_be_indented(tmp_path):
 def test_every_setting_says_what_it_does():
     for setting in {**OF_PROXY, **OF_POOL}.values():
         assert setting.does
+
+
+def test_what_a_client_advises_is_told_in_the_names_of_settings():
+    told = in_flags(str(Unauthenticated()))
+    assert told == "the server demands authentication: give auth-file"
+    refused = ssl.SSLCertVerificationError(1, "refused")
+    refused.verify_code, refused.verify_message = 20, "unable to get local issuer certificate"
+    told = in_flags(handshake_failure(refused)[0])
+    assert told.endswith("(trust an authority of your own with tls-ca)")
+    told = in_flags(str(loss(None, ConnectionResetError(), "h", False)))
+    assert "(does it speak TLS? tls-ca)" in told
+    assert in_flags("SERVER_ERROR out of memory") == "SERVER_ERROR out of memory"

@@ -8,6 +8,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 
 from tornado_memcache import Client
+from tornado_memcache.server import EmbeddedServer
 
 from .asked import until
 from .doors import leave
@@ -79,6 +80,17 @@ async def test_a_unix_socket_is_free_for_the_next_proxy_while_one_drains(
             assert await draining is True and await reader.read() == ITEM % b"1"
             assert await asked(second, b"get a\r\n") == ITEM % b"1"
         await leave(writer)
+
+
+@pytest.mark.gen_test
+async def test_a_client_is_told_of_the_setting_that_is_missing(troubles):
+    async with (
+        EmbeddedServer(users={"me": "x"}) as behind_it,
+        proxied(*behind(behind_it)) as server,
+    ):
+        told = await asked(server, b"set a 0 0 1\r\n1\r\n")
+        assert told.startswith(b"SERVER_ERROR ") and b"give auth-file" in told
+        assert b"username" not in told
 
 
 @pytest.mark.gen_test

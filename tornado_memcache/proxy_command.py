@@ -15,7 +15,7 @@ from collections.abc import Callable
 from .door import SocketFile
 from .errors import InvalidRequest
 from .foreground import in_foreground, log_to_stderr
-from .proxy_config import Config, add_arguments, from_arguments
+from .proxy_config import Config, add_arguments, from_arguments, in_flags
 from .proxy_server import ProxyServer, family_of, listening_socket, named
 from .workers import Workers
 
@@ -37,10 +37,18 @@ def run(arguments: argparse.Namespace) -> int:
             raise InvalidRequest("there is no file: the proxy was started with flags")
         return from_arguments(arguments)
 
+    log_to_stderr()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_told_in_flags)
     if config.proxy["processes"] == 1:
         return in_foreground(lambda told: _serve(ProxyServer(config), again, told))
-    log_to_stderr()
     return _run_several(config, again)
+
+
+def _told_in_flags(record: logging.LogRecord) -> bool:
+    """Has a line of the log advise settings of the proxy, and not arguments of a client."""
+    record.msg, record.args = in_flags(record.getMessage()), ()
+    return True
 
 
 def _run_several(config: Config, again: Callable[[], Config]) -> int:

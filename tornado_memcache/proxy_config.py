@@ -121,6 +121,24 @@ OF_POOL = {
 }
 
 
+#: What `.Client` advises in words of its own, and how flags and files say the same.
+_ADVICE = (
+    (re.compile(r"give username= and password= to the Client, or .* and \"password\""),
+     "give auth-file"),
+    (re.compile(r"ssl=ssl\.create_default_context\(cafile=\.\.\.\)"), "tls-ca"),
+    (re.compile(r"does it speak TLS\? ssl=\.\.\."), "does it speak TLS? tls-ca"),
+    (re.compile(r"use a weight: \('(.*)', 2\)"), r"use a weight: \1,2"),
+    (re.compile(r", nor an object with server_for\(key, alive\)"), ""),
+)  # fmt: skip
+
+
+def in_flags(told: str) -> str:
+    """Returns what `.Client` tells, with the names of settings in place of its own."""
+    for theirs, ours in _ADVICE:
+        told = theirs.sub(ours, told)
+    return told
+
+
 #: What a new configuration cannot change while the proxy runs.
 FIXED = ("listen", "admin", "processes")
 
@@ -334,7 +352,7 @@ def _options(given: Mapping[str, Given], values: dict[str, Any]) -> dict[str, An
     try:
         Client(**options).close()
     except (InvalidRequest, TypeError) as error:
-        told = str(error)
+        told = in_flags(str(error))
         words = told.replace("=", " ").replace(":", " ").split()
         for name in given:
             if name.replace("-", "_") in words:

@@ -18,8 +18,9 @@ from tornado.web import Application, RequestHandler
 
 from .client import Client
 from .door import FrontDoor, SocketFile, listen_on
+from .protocol import Reply, Request
 from .proxy import Proxy
-from .proxy_config import FIXED, Config
+from .proxy_config import FIXED, Config, in_flags
 
 logger = logging.getLogger("tornado_memcache.proxy")
 
@@ -56,7 +57,7 @@ class ProxyServer:
             too_large=self.proxy.too_large,
             max_clients=of["max-clients"],
             limits=config.limits,
-            failed=self.proxy.failed,
+            failed=self._failed,
             begun=self.proxy.begun,
         )
         self._page: HTTPServer | None = None
@@ -152,6 +153,11 @@ class ProxyServer:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+    def _failed(self, request: Request, error: Exception) -> Reply:
+        """Returns what the client is told of ``error``, in words of who set up the proxy."""
+        reply = self.proxy.failed(request, error)
+        return reply._replace(text=in_flags(reply.text.decode("latin-1")).encode("latin-1"))
 
     def _facts(self) -> dict[str, object]:
         facts: dict[str, object] = {
