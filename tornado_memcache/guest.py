@@ -134,19 +134,16 @@ class Prompt(asyncio.Future):  # type: ignore[type-arg]
         return ended
 
 
-class _Owed:
+class _Owed(NamedTuple):
     """A request that was begun, and its answer as soon as there is one.
 
     ``more`` says that the request behind it is the rest of the same.
     """
 
-    __slots__ = ("request", "answer", "weight", "more")
-
-    def __init__(self, request: Request, answer: Any, weight: int, more: bool) -> None:
-        self.request = request
-        self.answer = answer
-        self.weight = weight
-        self.more = more
+    request: Request
+    answer: Any
+    weight: int
+    more: bool
 
 
 class _Rest:
@@ -503,9 +500,8 @@ _nothing = Context()
 
 def _tells(one: Request | Settled | _Rest) -> bool:
     """True if nothing comes of ``one`` but a reply."""
-    if isinstance(one, _Rest):
-        one = one.request
-    return isinstance(one, Settled) or one.verb in (b"get", b"gets")
+    asked = one.request if isinstance(one, _Rest) else one
+    return isinstance(asked, Settled) or asked.verb in (b"get", b"gets")
 
 
 def _passed(length: float | None, since: float, now: float) -> bool:
