@@ -15,6 +15,7 @@ from tornado_memcache import (
     TooManyCalls,
 )
 from tornado_memcache.door import FrontDoor
+from tornado_memcache.guest import Limits
 from tornado_memcache.store import Store
 from tornado_memcache.store_handler import StoreHandler
 from tornado_memcache.text import KEYS_A_LINE, LINE_BYTES
@@ -30,7 +31,9 @@ class Recording:
     def __init__(self) -> None:
         self.lines: list[Request] = []
         self._handler = StoreHandler(Store(lambda: 1e9))
-        self._door = FrontDoor(self._answer, too_large=lambda *_: False)
+        # (With less a long line would be answered in parts, and come here as several.)
+        limits = Limits(under_way=1 << 30)
+        self._door = FrontDoor(self._answer, too_large=lambda *_: False, limits=limits)
 
     def _answer(self, request: Request) -> Any:
         self.lines.append(request)
