@@ -6,6 +6,7 @@ takes one line at a time and says what the stream has come to.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -72,7 +73,7 @@ class MetadumpEntry(NamedTuple):
     size: int
 
 
-class Lines(Generic[_T]):
+class Lines(ABC, Generic[_T]):
     """Reads the lines of one server: `accept` takes each but the last, `ended` is set by that.
 
     ``answered`` is True once the server has said that it does what it was
@@ -87,16 +88,16 @@ class Lines(Generic[_T]):
         self.server = server
         self.answered = self.busy = self.ended = False
 
+    @abstractmethod
     def accept(self, line: bytes) -> bool:
         """Takes a line; returns True if it is one of what was asked for, to be `read`.
 
         Raises what a line that is an error stands for.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, line: bytes) -> _T:
         """Returns what a line says. Raises `.ProtocolError`."""
-        raise NotImplementedError
 
     def _unexpected(self, line: bytes) -> MemcacheError:
         if line.startswith(UNAUTHENTICATED):
