@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from .deadlines import Deadlines, clock
 from .errors import MemcacheError, Timeout
 from .gutter import shortened
+from .outcomes import as_it_is
 from .protocol import Reply, Request, Slot, as_outcome, fail
 from .slots import slot_for
 
@@ -163,7 +164,7 @@ class Chain:
             request = ask.request
             if ask.pool.longest is not None:
                 request = shortened(request, ask.pool.longest, time.time)
-            step.slot = slot_for(request, step, _as_it_is, now + ask.length)
+            step.slot = slot_for(request, step, as_it_is, now + ask.length)
             self._under_way.append(step)
         if self._late or self._deadline <= now:
             slot, self._under_way = self._under_way[0].slot, []
@@ -245,7 +246,3 @@ class Chain:
     def __repr__(self) -> str:
         state = "over" if self.over else f"{self.ahead} ahead, {self._missing} under way"
         return f"<Chain {self.asked} {state}>"
-
-
-def _as_it_is(reply: Reply) -> Reply:
-    return reply

@@ -74,6 +74,11 @@ _OUTCOMES: dict[bytes, bool | None] = {
 }
 
 
+def as_it_is(reply: Reply) -> Reply:
+    """The outcome of a request that is sent as it is, as a proxy does."""
+    return reply
+
+
 def stored(reply: Reply) -> bool | None:
     """Returns the outcome of a storage command; None only for a cas of what is gone."""
     return _OUTCOMES[reply.status]

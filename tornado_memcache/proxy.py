@@ -18,6 +18,7 @@ from .client import Client
 from .errors import ClientError, InvalidRequest, MemcacheError, ReplyError, shown
 from .guest import failure
 from .meta_server import echoed, flags_of
+from .outcomes import as_it_is
 from .protocol import Item, Reply, Request
 from .relay import END, Relay
 from .text import VERBS
@@ -208,7 +209,7 @@ class Proxy:
     def _asked_of_all(self, request: Request) -> list[Awaitable[Any]]:
         for relay in self._relays:
             relay.flush()
-        return [client._ask_all(request, _as_it_is, {}) for client in self._everybody()]
+        return [client._ask_all(request, as_it_is, {}) for client in self._everybody()]
 
     async def _version(self, request: Request) -> Reply:
         versions = (await self._default.client.version()).values()
@@ -256,10 +257,6 @@ async def _all_of(asked: Iterable[Awaitable[Any]]) -> Reply:
 async def _all_stats(asked: Iterable[Awaitable[Any]]) -> Reply:
     replies = [reply for result in await asyncio.gather(*asked) for reply in result.values()]
     return Reply(replies[0].status, stats=_added([reply.stats for reply in replies]))
-
-
-def _as_it_is(reply: Reply) -> Reply:
-    return reply
 
 
 def _passed(request: Request) -> bytes:

@@ -42,7 +42,7 @@ from .leases import (
     Terms,
     lock_key,
 )
-from .outcomes import reached
+from .outcomes import as_it_is, reached
 from .protocol import Reply, Request, fail
 from .submit import Submitter, ends_at_once
 
@@ -197,7 +197,7 @@ class Stampede(Submitter):
 
     def _ask_detached(self, pool: "Pool", request: Request) -> "asyncio.Future[Reply]":
         """Asks for nobody in particular: under no boundary, in nobody's context."""
-        return detached(self._submit, pool, request, _reply, {})
+        return detached(self._submit, pool, request, as_it_is, {})
 
     def _is_classic(self, pool: "Pool") -> bool:
         """True if leases of this server are had by ``add``."""
@@ -287,10 +287,6 @@ class FirstReading:
 
     def waiter_left(self, caller: Any) -> None:
         """The caller was cancelled: `_took` sees it."""
-
-
-def _reply(reply: Reply) -> Reply:
-    return reply
 
 
 def _was_there(reply: Reply) -> bool:

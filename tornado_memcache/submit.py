@@ -28,7 +28,7 @@ from .meta_commands import MetaCommands
 from .migration import Migration
 from .observed import Found, observe, of_get, of_many, of_one, reading
 from .observer import ObservedCall, Observers
-from .outcomes import Replies, outdated
+from .outcomes import Replies, as_it_is, outdated
 from .pool import Pool
 from .protocol import Reply, Request, fail
 from .settings import Settings
@@ -289,12 +289,12 @@ class Submitter(MetaCommands):
         for pool, request, take in parts:
             part = fanout.part(pool.name, take)
             if migration is not None:
-                chain = part.work = migration.chain(pool, request, part, _reply)
+                chain = part.work = migration.chain(pool, request, part, as_it_is)
                 begin.append(chain.start)
             else:
                 if pool.longest is not None:
                     request = shortened(request, pool.longest, time.time)
-                slot = part.work = slot_for(request, part, _reply, deadline)
+                slot = part.work = slot_for(request, part, as_it_is, deadline)
                 begin.append(partial(pool.submit, slot))
         for one in begin:
             one()
@@ -347,7 +347,7 @@ class Submitter(MetaCommands):
         pool = self._pool_of(request, route)
         if outdated(request.cas_unique, pool):
             return self._settle(overtaken(request), how)
-        return self._submit(pool, request, _reply, how)
+        return self._submit(pool, request, as_it_is, how)
 
     def request_many(
         self, requests: Iterable[Request], **how: "Unpack[How]"
@@ -415,10 +415,6 @@ def _with_route(request: Any) -> tuple[Request, Any]:
     if isinstance(request, tuple) and len(request) == 2:
         return request[1], request[0]
     raise TypeError("requests must be of Request or (route, Request)")
-
-
-def _reply(reply: Reply) -> Reply:
-    return reply
 
 
 def _nothing(chain: Chain) -> None:
