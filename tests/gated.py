@@ -187,6 +187,9 @@ class _Connection(asyncio.Protocol):
         """Reads on, or stops reading."""
         if reads is not self._reads and not self.transport.is_closing():
             self._reads = reads
+            if reads:  # (what it has to read now comes in through a window as wide as others')
+                peer = self.transport.get_extra_info("socket")
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             (self.transport.resume_reading if reads else self.transport.pause_reading)()
 
     def data_received(self, data: bytes) -> None:
